@@ -1,0 +1,267 @@
+"""The activation message: a safetensors buffer whose metadata says what it is and how it travels.
+
+    offset  size  content
+    0       8     N, the length of the header (little-endian, unsigned)
+    8       29    the bytes  {"__metadata__":{"checksum":"
+    37      16    XXH3-64 of the whole message with these 16 bytes set to ASCII 0, lower-case hex
+    53      N-45  the rest of the header: JSON, padded with spaces to a multiple of 8
+    8+N     …     the tensors, little-endian, without holes
+
+Specification of the container: https://github.com/huggingface/safetensors#format. The checksum
+covers the header too, since a flipped batch id is a wrong result. Header fields are described in
+docs/wire-format.md. This module takes and returns bytes and never touches a socket.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from contract.errors import WireFormatError
+from contract.tensor_spec import Tensors
+
+FORMAT = "shardline/1"
+CONTENT_TYPE = "application/vnd.shardline.activation"
+CODECS = frozenset({"float32"})
+MAX_HEADER_BYTES = 64 * 1024
+MAX_TENSORS = 64
+MAX_RANK = 8
+
+_PREFIX = b'{"__metadata__":{"checksum":"'
+_CHECKSUM = slice(8 + len(_PREFIX), 8 + len(_PREFIX) + 16)
+_ZEROS = b"0" * 16
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "BOOL": np.dtype("?"),
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_HEX16 = re.compile(r"[0-9a-f]{16}")
+_METADATA_KEYS = frozenset(
+    {"checksum", "format", "plan", "epoch", "seq", "attempt", "low", "stage", "route", "client"}
+    | {"codec", "sent_us", "trace"}
+)
+_MAX_COUNT = 2**63
+
+
+class BatchId(NamedTuple):
+    """``epoch``: 64 random bits for each start of a client. ``seq``: the batch's number in it."""
+
+    epoch: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch:016x}:{self.seq}"
+
+
+class Hop(NamedTuple):
+    """What one stage did with the batch, in microseconds of that device's own Unix clock."""
+
+    received_us: int
+    started_us: int
+    finished_us: int
+    sent_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """All that decides what becomes of a message.
+
+    ``stage_index`` is the stage that the message is the input of; in a result it is the number of
+    stages. ``route`` names the device of every stage. ``low`` is the lowest batch number of the
+    epoch that is still open: anything below it is stale. ``trace`` has one entry per stage passed.
+    """
+
+    plan_id: str
+    batch_id: BatchId
+    attempt: int
+    low: int
+    stage_index: int
+    route: tuple[str, ...]
+    client: str
+    sent_us: int
+    trace: tuple[Hop, ...] = ()
+    codec: str = "float32"
+
+
+class Activation(NamedTuple):
+    """A decoded message. The tensors are read-only views into the payload."""
+
+    header: Header
+    tensors: Tensors
+
+
+def encode(header: Header, tensors: Tensors) -> bytes:
+    """One message of ``header`` and ``tensors`` (numpy arrays of any layout).
+
+    Raises:
+        WireFormatError: a tensor has a dtype that the format does not have.
+    """
+    metadata = {
+        "checksum": _ZEROS.decode(),
+        "format": FORMAT,
+        "plan": header.plan_id,
+        "epoch": f"{header.batch_id.epoch:016x}",
+        "seq": str(header.batch_id.seq),
+        "attempt": str(header.attempt),
+        "low": str(header.low),
+        "stage": str(header.stage_index),
+        "route": ",".join(header.route),
+        "client": header.client,
+        "codec": header.codec,
+        "sent_us": str(header.sent_us),
+        "trace": ";".join(",".join(map(str, hop)) for hop in header.trace),
+    }
+    document: dict[str, object] = {"__metadata__": metadata}
+    parts: list[bytes | memoryview] = []
+    offset = 0
+    for name, tensor in tensors.items():
+        array = np.ascontiguousarray(tensor)
+        code = _CODES.get(array.dtype)
+        if code is None:
+            raise WireFormatError(
+                f"tensor `{name}`: dtype {array.dtype} cannot travel, expected one of "
+                f"{sorted(_DTYPES)}"
+            )
+        document[name] = {
+            "dtype": code,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+        parts.append(array.reshape(-1).view(np.uint8).data)
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=True).encode()
+    text += b" " * (-len(text) % 8)
+    head = bytearray(len(text).to_bytes(8, "little") + text)
+    digest = xxhash.xxh3_64(head)
+    for part in parts:
+        digest.update(part)
+    head[_CHECKSUM] = digest.hexdigest().encode()
+    return b"".join((head, *parts))
+
+
+def decode(payload: bytes, max_bytes: int | None = None) -> Activation:
+    """Inverse of :func:`encode`. Nothing is allocated for tensors: they are views of ``payload``.
+
+    Raises:
+        WireFormatError: larger than ``max_bytes``, truncated, altered, or not of this format.
+    """
+    if max_bytes is not None and len(payload) > max_bytes:
+        raise WireFormatError(
+            f"message of {len(payload):,} bytes: this plan's largest is {max_bytes:,}"
+        )
+    if payload[8 : _CHECKSUM.start] != _PREFIX or len(payload) < _CHECKSUM.stop:
+        raise WireFormatError(
+            f"message of {len(payload):,} bytes does not begin as a {FORMAT} activation does"
+        )
+    header_bytes = int.from_bytes(payload[:8], "little")
+    if header_bytes > MAX_HEADER_BYTES or 8 + header_bytes > len(payload):
+        raise WireFormatError(
+            f"message of {len(payload):,} bytes says that its header has {header_bytes:,}; "
+            f"it is truncated, or larger than the {MAX_HEADER_BYTES:,} allowed"
+        )
+    view = memoryview(payload)
+    digest = xxhash.xxh3_64(view[: _CHECKSUM.start])
+    digest.update(_ZEROS)
+    digest.update(view[_CHECKSUM.stop :])
+    if digest.hexdigest().encode() != payload[_CHECKSUM]:
+        raise WireFormatError("message altered or truncated on its way: the checksum does not fit")
+    try:
+        document = json.loads(payload[8 : 8 + header_bytes])
+        header = _parse_metadata(document.pop("__metadata__"))
+        tensors = _parse_tensors(document, payload, 8 + header_bytes)
+    except WireFormatError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise WireFormatError(f"message header is not valid: {error!r:.200}") from error
+    return Activation(header, tensors)
+
+
+def _count(metadata: dict[str, str], key: str) -> int:
+    text = metadata[key]
+    if not (text.isascii() and text.isdigit()) or len(text) > 19 or int(text) >= _MAX_COUNT:
+        raise WireFormatError(f"message header: {key} is {text!r:.40}, expected a number")
+    return int(text)
+
+
+def _parse_metadata(metadata: dict[str, str]) -> Header:
+    if metadata.get("format") != FORMAT:
+        raise WireFormatError(
+            f"message format {metadata.get('format')!r:.40}, expected {FORMAT!r}; "
+            "run the same Shardline version everywhere"
+        )
+    if set(metadata) != _METADATA_KEYS:
+        difference = sorted(set(metadata) ^ _METADATA_KEYS)
+        raise WireFormatError(f"message header: missing or unknown fields {difference!r:.200}")
+    if not _HEX16.fullmatch(metadata["epoch"]):
+        raise WireFormatError(f"message header: epoch is {metadata['epoch']!r:.40}")
+    if metadata["codec"] not in CODECS:
+        raise WireFormatError(
+            f"message codec {metadata['codec']!r:.40}, this version knows {sorted(CODECS)}"
+        )
+    header = Header(
+        plan_id=metadata["plan"],
+        batch_id=BatchId(int(metadata["epoch"], 16), _count(metadata, "seq")),
+        attempt=_count(metadata, "attempt"),
+        low=_count(metadata, "low"),
+        stage_index=_count(metadata, "stage"),
+        route=tuple(metadata["route"].split(",")),
+        client=metadata["client"],
+        sent_us=_count(metadata, "sent_us"),
+        trace=_parse_trace(metadata["trace"]),
+        codec=metadata["codec"],
+    )
+    if header.stage_index > len(header.route) or len(header.trace) > header.stage_index:
+        raise WireFormatError(
+            f"message header: stage {header.stage_index} with a route of {len(header.route)} "
+            f"and {len(header.trace)} hops behind it"
+        )
+    return header
+
+
+def _parse_trace(text: str) -> tuple[Hop, ...]:
+    if not text:
+        return ()
+    return tuple(Hop(*map(int, entry.split(","))) for entry in text.split(";"))
+
+
+def _parse_tensors(document: dict[str, Any], payload: bytes, start: int) -> Tensors:
+    if len(document) > MAX_TENSORS:
+        raise WireFormatError(f"message of {len(document)} tensors, at most {MAX_TENSORS}")
+    tensors = {}
+    expected_begin = 0
+    for name, entry in sorted(document.items(), key=_begin):
+        dtype = _DTYPES[entry["dtype"]]
+        shape: Sequence[int] = entry["shape"]
+        begin, end = entry["data_offsets"]
+        if len(shape) > MAX_RANK or any(type(d) is not int or d < 0 for d in shape):
+            raise WireFormatError(f"tensor `{name:.80}`: shape {shape!r:.80} is not allowed")
+        count = 1
+        for dimension in shape:  # stays exact for any size: Python integers do not overflow
+            count *= dimension
+        if begin != expected_begin or end - begin != count * dtype.itemsize:
+            raise WireFormatError(
+                f"tensor `{name:.80}`: {shape!r:.80} of {entry['dtype']} does not fill the bytes "
+                f"{begin} to {end}"
+            )
+        if start + end > len(payload):
+            raise WireFormatError(f"tensor `{name:.80}`: ends after the message; it is truncated")
+        tensors[name] = np.frombuffer(payload, dtype, count, start + begin).reshape(shape)
+        expected_begin = end
+    if start + expected_begin != len(payload):
+        raise WireFormatError("message has bytes after its last tensor")
+    return tensors
+
+
+def _begin(item: tuple[str, dict[str, Any]]) -> tuple[int, int]:
+    begin, end = item[1]["data_offsets"]
+    return int(begin), int(end)

@@ -1,0 +1,61 @@
+"""The refusal of a batch: a stage tells the client why, instead of dropping anything silently."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from contract.activation import BatchId
+from contract.errors import WireFormatError
+from contract.frozen import FrozenModel
+
+MAX_NACK_BYTES = 8 * 1024
+
+
+class NackReason(StrEnum):
+    """Why a stage refused a batch; docs/wire-format.md says what the client does about each."""
+
+    STALE = "stale"
+    PLAN_MISMATCH = "plan_mismatch"
+    NOT_READY = "not_ready"
+    INVALID = "invalid"
+    NO_SUBSCRIBER = "no_subscriber"
+    PUBLISH_REFUSED = "publish_refused"
+    ENGINE_FAILED = "engine_failed"
+
+
+POISONOUS = frozenset({NackReason.ENGINE_FAILED})
+"""Reasons that count against the batch itself: after three, it is declared dead."""
+
+
+class Nack(FrozenModel):
+    """A refusal, published on the client's nack topic as JSON."""
+
+    format_version: Literal[1] = 1
+    plan_id: str
+    epoch: str = Field(pattern=r"^[0-9a-f]{16}$")
+    seq: int = Field(ge=0)
+    attempt: int = Field(ge=0)
+    stage_index: int = Field(ge=0)
+    device: str
+    reason: NackReason = Field(strict=False)
+    detail: str = Field(max_length=2000)
+
+    @property
+    def batch_id(self) -> BatchId:
+        """Which batch was refused."""
+        return BatchId(int(self.epoch, 16), self.seq)
+
+
+def parse_nack(payload: bytes) -> Nack:
+    """Read a refusal.
+
+    Raises:
+        WireFormatError: it is not one.
+    """
+    if len(payload) > MAX_NACK_BYTES:
+        raise WireFormatError(f"nack of {len(payload):,} bytes, at most {MAX_NACK_BYTES:,}")
+    try:
+        return Nack.model_validate_json(payload)
+    except ValidationError as error:
+        raise WireFormatError(f"not a nack: {error.errors()[0]['msg']}") from error

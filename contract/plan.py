@@ -1,0 +1,289 @@
+"""The plan: how a model is cut, what each stage takes and gives, and which device runs it.
+
+``plan_id`` is a content hash of the *computation* (the model's digest, the shard files, the tensors
+at every cut), not of the placement or the predictions: re-placing the same stages on other devices
+keeps the id, so batches in flight stay valid; any other cut or weight changes it (docs/adr/0011).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from contract import topics
+from contract.errors import PlanError
+from contract.frozen import FrozenModel
+from contract.tensor_spec import TensorSpec
+
+FORMAT_VERSION: Literal[1] = 1
+PLAN_FILE = "plan.json"
+MAX_PLAN_BYTES = 4 * 1024 * 1024
+Codec = Literal["float32"]
+
+
+class ImageInput(FrozenModel):
+    """How a client turns a picture into the uint8 tensor that stage 0 takes.
+
+    The picture is resized so that its shorter side is ``resize`` pixels, then the central
+    ``height`` x ``width`` pixels are taken. ``mean`` and ``std`` (of values scaled to 0..1) are
+    part of stage 0's graph and stand here for the record.
+    """
+
+    kind: Literal["image"] = "image"
+    channels: Literal[1, 3]
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    resize: int = Field(gt=0)
+    interpolation: Literal["nearest", "bilinear", "bicubic"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class TensorInput(FrozenModel):
+    """The model takes its tensor as it is; only `.npy` files and `dummy:N` can feed it."""
+
+    kind: Literal["tensor"] = "tensor"
+
+
+class ModelInfo(FrozenModel):
+    """Which model was cut. ``digest`` is the sha256 of the canonical graph with its weights."""
+
+    name: str
+    weights: str
+    digest: str
+    input: ImageInput | TensorInput = Field(discriminator="kind")
+    labels: tuple[str, ...] = ()
+    labels_mean_something: bool = True
+
+
+class ShardFile(FrozenModel):
+    """One file of a shard."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class StageSpec(FrozenModel):
+    """One stage: a half-open range of segments, its files, and the tensors at both ends."""
+
+    stage_index: int = Field(ge=0)
+    first_segment: int = Field(ge=0)
+    end_segment: int = Field(gt=0)
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    graph: ShardFile
+    weights: ShardFile
+    weight_bytes: int = Field(ge=0)
+    flops_per_image: int = Field(ge=0)
+    predicted_ms_per_batch: float | None = Field(default=None, ge=0)
+
+    @property
+    def folder(self) -> str:
+        """Name of the stage's folder beside ``plan.json``."""
+        return f"stage-{self.stage_index}"
+
+    @property
+    def input_bytes_per_image(self) -> int:
+        """Bytes of activations received for one image."""
+        return sum(spec.bytes_per_image for spec in self.inputs)
+
+    @property
+    def output_bytes_per_image(self) -> int:
+        """Bytes of activations sent for one image."""
+        return sum(spec.bytes_per_image for spec in self.outputs)
+
+
+class Verification(FrozenModel):
+    """The comparison at build time: the sharded model against the whole one."""
+
+    reference: str
+    images: int
+    tolerance: float
+    max_abs_difference: float
+    max_abs_reference: float
+    spread_between_images: float
+    top1_agreement: float
+    conclusive: bool
+
+
+class Replica(FrozenModel):
+    """A device that serves a stage. ``speed`` weighs its share of the batches."""
+
+    device: str
+    speed: float = Field(default=1.0, gt=0)
+
+
+class Placement(FrozenModel):
+    """The devices of one stage."""
+
+    stage_index: int = Field(ge=0)
+    replicas: tuple[Replica, ...] = Field(min_length=1)
+
+
+class StageTopics(FrozenModel):
+    """One line of the topic map: where a device listens for a stage, and where its output goes."""
+
+    stage_index: int
+    device: str
+    subscribes: str
+    publishes: tuple[str, ...]
+
+
+class Plan(FrozenModel):
+    """Stages, placement, topic map, tensor specs and what was measured when it was built."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    plan_id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    name: str
+    model: ModelInfo
+    batch_size: int = Field(gt=0)
+    codec: Codec = "float32"
+    stages: tuple[StageSpec, ...] = Field(min_length=1)
+    tied_weights: tuple[str, ...] = ()
+    verified_with: Mapping[str, str]
+    verification: Verification
+    placement: tuple[Placement, ...] = ()
+    topic_map: tuple[StageTopics, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if [stage.stage_index for stage in self.stages] != list(range(len(self.stages))):
+            raise ValueError("stages must be numbered 0, 1, 2, … in order")
+        for before, after in zip(self.stages, self.stages[1:], strict=False):
+            if before.outputs != after.inputs:
+                raise ValueError(
+                    f"stage {before.stage_index} gives {before.outputs}, "
+                    f"stage {after.stage_index} takes {after.inputs}"
+                )
+            if before.end_segment != after.first_segment:
+                raise ValueError(f"segments between stages {before.stage_index} and next differ")
+        if self.placement and [p.stage_index for p in self.placement] != [
+            stage.stage_index for stage in self.stages
+        ]:
+            raise ValueError("the placement must name every stage once, in order")
+        devices = [replica.device for place in self.placement for replica in place.replicas]
+        if len(devices) != len(set(devices)):
+            raise ValueError("a device holds one shard: the placement names one device twice")
+        if self.plan_id != compute_plan_id(self.model.digest, self.stages):
+            raise ValueError("plan_id is not the hash of this plan's stages")
+        return self
+
+    @property
+    def num_stages(self) -> int:
+        """How many stages the plan has."""
+        return len(self.stages)
+
+    def stage_of(self, device: str) -> StageSpec | None:
+        """The stage that ``device`` serves, if any."""
+        for place in self.placement:
+            if any(replica.device == device for replica in place.replicas):
+                return self.stages[place.stage_index]
+        return None
+
+    def max_message_bytes(self, batch_size: int | None = None) -> int:
+        """Upper bound of any message of this plan at a batch size, header included."""
+        images = self.batch_size if batch_size is None else batch_size
+        widest = max(
+            max(stage.input_bytes_per_image, stage.output_bytes_per_image) for stage in self.stages
+        )
+        return widest * images + 64 * 1024
+
+    def to_json(self) -> str:
+        """The document of ``plan.json`` and of the retained plan message."""
+        return self.model_dump_json(indent=1)
+
+
+def compute_plan_id(digest: str, stages: Sequence[StageSpec]) -> str:
+    """First 16 hex digits of the sha256 over the computation that a plan describes."""
+    computation = {
+        "format_version": FORMAT_VERSION,
+        "digest": digest,
+        "stages": [
+            stage.model_dump(include={"inputs", "outputs", "graph", "weights"}, mode="json")
+            for stage in stages
+        ],
+    }
+    canonical = json.dumps(computation, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def place(plan: Plan, devices: Sequence[Sequence[Replica]], cluster: str) -> Plan:
+    """The same plan on other devices, with the topic map that follows from it.
+
+    Raises:
+        PlanError: there is not at least one device for every stage, or one is named twice.
+    """
+    if len(devices) != plan.num_stages:
+        raise PlanError(
+            f"plan {plan.name}: {plan.num_stages} stages need as many devices, got {len(devices)}"
+        )
+    places = tuple(
+        Placement(stage_index=index, replicas=tuple(replicas))
+        for index, replicas in enumerate(devices)
+    )
+    topic_map = []
+    for spot in places:
+        for replica in spot.replicas:
+            last = spot.stage_index + 1 == plan.num_stages
+            publishes = (
+                (topics.result_topic(cluster, "CLIENT", replica.device),)
+                if last
+                else tuple(
+                    topics.input_topic(
+                        cluster, nxt.device, plan.plan_id, spot.stage_index + 1, replica.device
+                    )
+                    for nxt in places[spot.stage_index + 1].replicas
+                )
+            )
+            topic_map.append(
+                StageTopics(
+                    stage_index=spot.stage_index,
+                    device=replica.device,
+                    subscribes=topics.input_filter(cluster, replica.device),
+                    publishes=publishes,
+                )
+            )
+    changed = {"placement": places, "topic_map": tuple(topic_map)}
+    try:
+        return Plan.model_validate({**dict(plan), **changed})
+    except ValidationError as error:
+        raise PlanError(f"plan {plan.name}: {error.errors()[0]['msg']}") from error
+
+
+def parse_plan(document: str | bytes, where: str) -> Plan:
+    """Read a plan from JSON; ``where`` names its origin in errors.
+
+    Raises:
+        PlanError: too large, not JSON, another format version, or inconsistent.
+    """
+    if len(document) > MAX_PLAN_BYTES:
+        raise PlanError(f"{where}: {len(document):,} bytes, a plan has at most {MAX_PLAN_BYTES:,}")
+    try:
+        return Plan.model_validate_json(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place_in = ".".join(map(str, first["loc"])) or "document"
+        raise PlanError(
+            f"{where}: not a plan of format {FORMAT_VERSION} ({place_in}: {first['msg']}); "
+            "build it again with `shardline plan`"
+        ) from error
+
+
+def load_plan(path: Path) -> Plan:
+    """Read ``plan.json``, given the file or its folder.
+
+    Raises:
+        PlanError: the file is not there or is not a plan.
+    """
+    file = path / PLAN_FILE if path.is_dir() else path
+    try:
+        document = file.read_bytes()
+    except OSError as error:
+        raise PlanError(
+            f"{file}: cannot read a plan ({error.strerror}); expected the folder that "
+            "`shardline plan` wrote, for example shards/built/resnet18"
+        ) from error
+    return parse_plan(document, str(file))

@@ -1,0 +1,94 @@
+"""What a device says of itself: the retained status message, and events."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from contract.errors import WireFormatError
+from contract.frozen import FrozenModel
+
+MAX_STATUS_BYTES = 64 * 1024
+
+
+class DeviceState(StrEnum):
+    """``online`` is the birth message, ``stopped`` a clean end, ``offline`` the broker's will."""
+
+    ONLINE = "online"
+    STOPPED = "stopped"
+    OFFLINE = "offline"
+
+
+class ShardState(StrEnum):
+    """Where the device is with its shard of the current plan."""
+
+    IDLE = "idle"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class Capabilities(FrozenModel):
+    """What a device has to offer."""
+
+    machine: str
+    cores: int
+    memory_bytes: int
+    engine: str
+    engine_version: str
+    shardline_version: str
+
+
+class DeviceStatus(FrozenModel):
+    """Retained on the device's status topic.
+
+    ``boot`` is a random number for each connection of the agent, in the will and in the birth
+    alike: a late will of an older connection cannot unmake a newer birth.
+    """
+
+    format_version: Literal[1] = 1
+    device: str
+    state: DeviceState = Field(strict=False)
+    boot: int
+    shard: ShardState = Field(default=ShardState.IDLE, strict=False)
+    plan_id: str | None = None
+    stage_index: int | None = None
+    error: str | None = None
+    capabilities: Capabilities | None = None
+
+
+class EventKind(StrEnum):
+    """What an event is about."""
+
+    MESSAGE_REJECTED = "message_rejected"
+    SHARD_FAILED = "shard_failed"
+    SHARD_READY = "shard_ready"
+    BATCH_RETRIED = "batch_retried"
+    BATCH_DEAD = "batch_dead"
+    DEVICE_LOST = "device_lost"
+    PLAN_CHANGED = "plan_changed"
+
+
+class Event(FrozenModel):
+    """Something a person should know, published as JSON on the sender's event topic."""
+
+    format_version: Literal[1] = 1
+    kind: EventKind = Field(strict=False)
+    sender: str
+    time_unix_s: float
+    detail: str
+    count: int = 1
+
+
+def parse_status(payload: bytes) -> DeviceStatus:
+    """Read a status message.
+
+    Raises:
+        WireFormatError: it is not one.
+    """
+    if len(payload) > MAX_STATUS_BYTES:
+        raise WireFormatError(f"status of {len(payload):,} bytes, at most {MAX_STATUS_BYTES:,}")
+    try:
+        return DeviceStatus.model_validate_json(payload)
+    except ValidationError as error:
+        raise WireFormatError(f"not a device status: {error.errors()[0]['msg']}") from error

@@ -1,0 +1,201 @@
+"""The whole message map on one screen: build a topic, build a filter, parse a topic.
+
+A topic string is written here and nowhere else. The grammar:
+
+    shardline/<cluster>/plan                                      retained: the current plan
+    shardline/<cluster>/device/<device>/status                    retained, with a will
+    shardline/<cluster>/device/<to>/in/<plan_id>/<stage>/<from>   activations
+    shardline/<cluster>/device/<to>/command/<from>                requests to a device
+    shardline/<cluster>/client/<client>/result/<from>             results
+    shardline/<cluster>/client/<client>/nack/<from>               refusals
+    shardline/<cluster>/blob/<to>/<from>                          shard transfer
+    shardline/<cluster>/metrics/<device>                          one JSON object a second
+    shardline/<cluster>/metrics/pipeline/<client>                 one JSON object a second
+    shardline/<cluster>/event/<from>                              things worth a person's eye
+
+The sender's name is the last level of every data topic, so that the broker's access control is a
+static pattern per user. A topic names one place and a filter may name many: they are built by
+different functions, and a missing name can never turn into a wildcard.
+"""
+
+import re
+from dataclasses import dataclass
+
+from contract.errors import SettingsError, WireFormatError
+
+ROOT = "shardline"
+DEFAULT_CLUSTER = "default"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_RESERVED = frozenset({"pipeline"})
+_PLAN_ID = re.compile(r"[0-9a-f]{16}")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return ``name`` if it can be a level of a topic, a file name and a user name.
+
+    Raises:
+        SettingsError: the name is empty, too long, reserved, or holds other characters.
+    """
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise SettingsError(
+            f"{kind} name {name!r}: expected 1 to 63 letters, digits, - or _, beginning with a "
+            f"letter or digit, and none of {sorted(_RESERVED)}"
+        )
+    return name
+
+
+def _base(cluster: str) -> str:
+    return f"{ROOT}/{check_name('cluster', cluster)}"
+
+
+def _device(cluster: str, device: str) -> str:
+    return f"{_base(cluster)}/device/{check_name('device', device)}"
+
+
+def _client(cluster: str, client: str) -> str:
+    return f"{_base(cluster)}/client/{check_name('client', client)}"
+
+
+def plan_topic(cluster: str) -> str:
+    """The retained plan of a cluster."""
+    return f"{_base(cluster)}/plan"
+
+
+def status_topic(cluster: str, device: str) -> str:
+    """The retained status of one device."""
+    return f"{_device(cluster, device)}/status"
+
+
+def status_filter(cluster: str) -> str:
+    """The status of every device."""
+    return f"{_base(cluster)}/device/+/status"
+
+
+def input_topic(cluster: str, to: str, plan_id: str, stage_index: int, sender: str) -> str:
+    """Where ``sender`` puts an activation for stage ``stage_index`` on device ``to``."""
+    return f"{_device(cluster, to)}/in/{plan_id}/{stage_index}/{check_name('sender', sender)}"
+
+
+def input_filter(cluster: str, device: str) -> str:
+    """Every activation for one device, of any plan, stage and sender."""
+    return f"{_device(cluster, device)}/in/+/+/+"
+
+
+def command_topic(cluster: str, to: str, sender: str) -> str:
+    """Where ``sender`` asks device ``to`` for something."""
+    return f"{_device(cluster, to)}/command/{check_name('sender', sender)}"
+
+
+def command_filter(cluster: str, device: str) -> str:
+    """Every command for one device."""
+    return f"{_device(cluster, device)}/command/+"
+
+
+def result_topic(cluster: str, client: str, sender: str) -> str:
+    """Where ``sender``, the last stage, puts a result for ``client``."""
+    return f"{_client(cluster, client)}/result/{check_name('sender', sender)}"
+
+
+def result_filter(cluster: str, client: str) -> str:
+    """Every result for one client."""
+    return f"{_client(cluster, client)}/result/+"
+
+
+def nack_topic(cluster: str, client: str, sender: str) -> str:
+    """Where ``sender`` tells ``client`` that it refused a batch."""
+    return f"{_client(cluster, client)}/nack/{check_name('sender', sender)}"
+
+
+def nack_filter(cluster: str, client: str) -> str:
+    """Every refusal for one client."""
+    return f"{_client(cluster, client)}/nack/+"
+
+
+def blob_topic(cluster: str, to: str, sender: str) -> str:
+    """Where ``sender`` sends ``to`` a request or a piece of a shard."""
+    return f"{_base(cluster)}/blob/{check_name('receiver', to)}/{check_name('sender', sender)}"
+
+
+def blob_filter(cluster: str, name: str) -> str:
+    """Every request and piece of a shard for ``name``."""
+    return f"{_base(cluster)}/blob/{check_name('receiver', name)}/+"
+
+
+def metrics_topic(cluster: str, device: str) -> str:
+    """A device's metrics."""
+    return f"{_base(cluster)}/metrics/{check_name('device', device)}"
+
+
+def pipeline_metrics_topic(cluster: str, client: str) -> str:
+    """The pipeline's metrics as one client sees it."""
+    return f"{_base(cluster)}/metrics/pipeline/{check_name('client', client)}"
+
+
+def metrics_filter(cluster: str | None = None) -> str:
+    """All metrics of one cluster, or of every cluster."""
+    return f"{ROOT}/+/metrics/#" if cluster is None else f"{_base(cluster)}/metrics/#"
+
+
+def event_topic(cluster: str, sender: str) -> str:
+    """Where ``sender`` reports what a person should know."""
+    return f"{_base(cluster)}/event/{check_name('sender', sender)}"
+
+
+def event_filter(cluster: str) -> str:
+    """Every event of a cluster."""
+    return f"{_base(cluster)}/event/+"
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """A parsed topic. Fields that the kind does not have are ``None``."""
+
+    kind: str
+    cluster: str
+    to: str | None = None
+    sender: str | None = None
+    plan_id: str | None = None
+    stage_index: int | None = None
+
+
+def parse_topic(topic: str) -> Topic:
+    """Inverse of the ``*_topic`` functions.
+
+    ``kind`` is one of plan, status, input, command, result, nack, blob, metrics,
+    pipeline_metrics, event.
+
+    Raises:
+        WireFormatError: the topic is not one of ours.
+    """
+    match topic.split("/"):
+        case [root, cluster, *rest] if root == ROOT:
+            pass
+        case _:
+            raise WireFormatError(f"topic {topic!r}: expected it to begin with {ROOT}/<cluster>/")
+    match rest:
+        case ["plan"]:
+            parsed = Topic("plan", cluster)
+        case ["device", device, "status"]:
+            parsed = Topic("status", cluster, sender=device)
+        case ["device", to, "in", plan_id, stage, sender] if (
+            _PLAN_ID.fullmatch(plan_id) and stage.isascii() and stage.isdigit() and len(stage) < 5
+        ):
+            parsed = Topic("input", cluster, to, sender, plan_id, int(stage))
+        case ["device", to, "command", sender]:
+            parsed = Topic("command", cluster, to, sender)
+        case ["client", to, ("result" | "nack") as kind, sender]:
+            parsed = Topic(kind, cluster, to, sender)
+        case ["blob", to, sender]:
+            parsed = Topic("blob", cluster, to, sender)
+        case ["metrics", device]:
+            parsed = Topic("metrics", cluster, sender=device)
+        case ["metrics", "pipeline", client]:
+            parsed = Topic("pipeline_metrics", cluster, sender=client)
+        case ["event", sender]:
+            parsed = Topic("event", cluster, sender=sender)
+        case _:
+            raise WireFormatError(f"topic {topic!r}: not in the message map, see docs/topics.md")
+    for name in (parsed.cluster, parsed.to, parsed.sender):
+        if name is not None and not _NAME.fullmatch(name):
+            raise WireFormatError(f"topic {topic!r}: {name!r} cannot be a name")
+    return parsed

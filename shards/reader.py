@@ -1,0 +1,106 @@
+"""Finds and verifies a shard. Nothing is loaded by an engine before this has passed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract.errors import (
+    PlanMismatchError,
+    ShardError,
+    ShardHashMismatchError,
+    ShardMissingError,
+)
+from contract.plan import Plan, ShardFile, StageSpec
+from shards.manifest import (
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    ShardManifest,
+    load_manifest,
+)
+from shards.writer import describe_file
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A verified shard on disk."""
+
+    folder: Path
+    manifest: ShardManifest
+
+    @property
+    def graph_path(self) -> Path:
+        """The ONNX graph without weights."""
+        return self.folder / GRAPH_FILE
+
+    @property
+    def weights_path(self) -> Path:
+        """The graph's external-data file."""
+        return self.folder / WEIGHTS_FILE
+
+
+def find_shard(shards_dir: Path, plan: Plan, stage_index: int) -> Path:
+    """The stage's folder under ``shards_dir``: directly, in a plan's folder, or one level deeper.
+
+    Raises:
+        ShardMissingError: there is no folder of this stage at all.
+        PlanMismatchError: there are such folders, but of other plans.
+    """
+    folder = plan.stages[stage_index].folder
+    candidates = [shards_dir / folder, *sorted(shards_dir.glob(f"*/{folder}"))]
+    if shards_dir.name == folder:
+        candidates.insert(0, shards_dir)
+    found_plan = ""
+    for candidate in candidates:
+        if not (candidate / MANIFEST_FILE).is_file():
+            continue
+        plan_id = load_manifest(candidate).plan_id
+        if plan_id == plan.plan_id:
+            return candidate
+        found_plan = plan_id
+    if found_plan:
+        raise PlanMismatchError(
+            f"{shards_dir}: shard of stage {stage_index}",
+            plan.plan_id,
+            found_plan,
+            f"copy {folder} of plan {plan.name!r} to this device",
+        )
+    raise ShardMissingError(shards_dir / plan.name / folder / MANIFEST_FILE)
+
+
+def read_shard(folder: Path, plan: Plan, stage_index: int) -> Shard:
+    """Verify a stage folder against the plan: its id, its tensors, and the hash of every file.
+
+    Raises:
+        ShardMissingError: a file is not there.
+        PlanMismatchError: the shard is of another plan.
+        ShardError: the shard is of another stage, or its tensors are not the plan's.
+        ShardHashMismatchError: a file has other bytes than the plan says.
+    """
+    stage = plan.stages[stage_index]
+    manifest = load_manifest(folder)
+    if manifest.plan_id != plan.plan_id:
+        raise PlanMismatchError(
+            str(folder), plan.plan_id, manifest.plan_id, "copy the shard of this plan here"
+        )
+    _check_manifest(folder, manifest, stage)
+    _check_file(folder / GRAPH_FILE, stage.graph)
+    _check_file(folder / WEIGHTS_FILE, stage.weights)
+    return Shard(folder, manifest)
+
+
+def _check_manifest(folder: Path, manifest: ShardManifest, stage: StageSpec) -> None:
+    if manifest.stage_index != stage.stage_index:
+        raise ShardError(
+            f"{folder}: expected the shard of stage {stage.stage_index}, got stage "
+            f"{manifest.stage_index}; the folders have been renamed: copy them again"
+        )
+    if manifest.inputs != stage.inputs or manifest.outputs != stage.outputs:
+        raise ShardError(f"{folder}: its tensors are not those of the plan; copy the shard again")
+
+
+def _check_file(path: Path, expected: ShardFile) -> None:
+    if not path.is_file():
+        raise ShardMissingError(path)
+    actual = describe_file(path)
+    if actual != expected:
+        raise ShardHashMismatchError(path, expected.sha256, actual.sha256)
