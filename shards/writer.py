@@ -1,7 +1,6 @@
 """Writes shards. A folder appears under its name only when all of it is written."""
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -42,11 +41,11 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         partial.chmod(0o755)
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-            os.replace(target, old / target.name)
-            os.replace(partial, target)
+            target.replace(old / target.name)
+            partial.replace(target)
             shutil.rmtree(old)
         else:
-            os.replace(partial, target)
+            partial.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -1,0 +1,1 @@
+"""One file per engine; each is imported only when it is chosen."""
