@@ -23,6 +23,7 @@ import xxhash
 
 from contract.errors import WireFormatError
 from contract.tensor_spec import Tensors
+from contract.topics import is_name
 
 FORMAT = "shardline/1"
 CONTENT_TYPE = "application/vnd.shardline.activation"
@@ -220,6 +221,8 @@ def _parse_metadata(metadata: dict[str, str]) -> Header:
         trace=_parse_trace(metadata["trace"]),
         codec=metadata["codec"],
     )
+    if not all(map(is_name, (header.client, *header.route))):
+        raise WireFormatError("message header: the client or a device of the route is no name")
     if header.stage_index > len(header.route) or len(header.trace) > header.stage_index:
         raise WireFormatError(
             f"message header: stage {header.stage_index} with a route of {len(header.route)} "

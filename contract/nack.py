@@ -24,8 +24,8 @@ class NackReason(StrEnum):
     ENGINE_FAILED = "engine_failed"
 
 
-POISONOUS = frozenset({NackReason.ENGINE_FAILED})
-"""Reasons that count against the batch itself: after three, it is declared dead."""
+POISONOUS = frozenset({NackReason.ENGINE_FAILED, NackReason.INVALID, NackReason.PUBLISH_REFUSED})
+"""Reasons that lie in the batch itself: after three of them it is declared dead."""
 
 
 class Nack(FrozenModel):

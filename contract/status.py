@@ -42,8 +42,8 @@ class Capabilities(FrozenModel):
 class DeviceStatus(FrozenModel):
     """Retained on the device's status topic.
 
-    ``boot`` is a random number for each connection of the agent, in the will and in the birth
-    alike: a late will of an older connection cannot unmake a newer birth.
+    ``boot`` is a random number for each start of the agent, in the will and in the birth alike:
+    a late will of an earlier start cannot unmake a newer birth.
     """
 
     format_version: Literal[1] = 1

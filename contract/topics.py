@@ -30,13 +30,18 @@ _RESERVED = frozenset({"pipeline"})
 _PLAN_ID = re.compile(r"[0-9a-f]{16}")
 
 
+def is_name(text: str) -> bool:
+    """Whether ``text`` can be the name of a device, a client or a cluster."""
+    return bool(_NAME.fullmatch(text)) and text not in _RESERVED
+
+
 def check_name(kind: str, name: str) -> str:
     """Return ``name`` if it can be a level of a topic, a file name and a user name.
 
     Raises:
         SettingsError: the name is empty, too long, reserved, or holds other characters.
     """
-    if not _NAME.fullmatch(name) or name in _RESERVED:
+    if not is_name(name):
         raise SettingsError(
             f"{kind} name {name!r}: expected 1 to 63 letters, digits, - or _, beginning with a "
             f"letter or digit, and none of {sorted(_RESERVED)}"
@@ -196,6 +201,6 @@ def parse_topic(topic: str) -> Topic:
         case _:
             raise WireFormatError(f"topic {topic!r}: not in the message map, see docs/topics.md")
     for name in (parsed.cluster, parsed.to, parsed.sender):
-        if name is not None and not _NAME.fullmatch(name):
+        if name is not None and not is_name(name):
             raise WireFormatError(f"topic {topic!r}: {name!r} cannot be a name")
     return parsed

@@ -1,0 +1,280 @@
+"""The only place that knows paho: MQTT 5 with persistent sessions and manual acknowledgement.
+
+Settings that cost hours when missing (measured; docs/adr/0005):
+TCP_NODELAY, since paho leaves Nagle on and a 75 KB hop then takes 22 ms instead of 0.4;
+clean_start=False even at first, since Mosquitto never saves a session that began with True;
+reading the reason code of every PUBACK, since paho calls refused publishes published.
+"""
+
+import logging
+import random
+import socket
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from broker.transport import (
+    AckToken,
+    BrokerAddress,
+    Callbacks,
+    Connect,
+    Connection,
+    ConnectionSettings,
+    Delivery,
+    PublishOutcome,
+)
+from contract.errors import (
+    BrokerError,
+    BrokerUnreachableError,
+    MessageTooLargeError,
+    NotAuthorisedError,
+)
+
+log = logging.getLogger(__name__)
+
+_BAD_CREDENTIALS = frozenset({0x86, 0x87, 0x8A})  # bad user name or password, not authorised, ban
+_NO_MATCHING_SUBSCRIBERS = 0x10
+_SESSION_TAKEN_OVER = 0x8E
+_PACKET_OVERHEAD_BYTES = 16  # fixed header, topic length, packet id, no properties
+_MAX_QUEUED = 4096  # far above any window: a bug here must not become an endless queue
+
+
+class PahoConnection:
+    """A :class:`broker.transport.Connection` over TCP."""
+
+    def __init__(
+        self, address: BrokerAddress, settings: ConnectionSettings, callbacks: Callbacks
+    ) -> None:
+        self._address, self._settings, self._callbacks = address, settings, callbacks
+        self._lock = threading.Lock()  # guards the fields below; never held while calling paho
+        self._generation = 0
+        self._connected = False
+        self._filters: list[str] = []
+        self._pending: dict[int, Future[PublishOutcome]] = {}
+        self._early: dict[int, ReasonCode] = {}
+        self._publishing = 0
+        self._max_packet_bytes: int | None = None
+        self._failure: BrokerError | None = None
+        self._first_answer = threading.Event()
+        self._client = self._make_client()
+
+    def _make_client(self) -> mqtt.Client:
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._settings.name,
+            protocol=mqtt.MQTTv5,
+            manual_ack=True,
+        )
+        if self._address.username is not None:
+            client.username_pw_set(self._address.username, self._address.password)
+        if self._settings.will is not None:
+            will = self._settings.will
+            client.will_set(will.topic, will.payload, qos=1, retain=True)
+        client.max_queued_messages_set(_MAX_QUEUED)
+        client.on_socket_open = _no_delay
+        client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        self._spread_reconnects(client)
+        return client
+
+    @staticmethod
+    def _spread_reconnects(client: mqtt.Client) -> None:
+        # paho doubles its delay without jitter: a drawer of Pis would come back all at once.
+        client.reconnect_delay_set(
+            random.uniform(0.5, 1.5),  # type: ignore[arg-type]  # any number of seconds works
+            random.uniform(3.0, 5.0),  # type: ignore[arg-type]
+        )
+
+    def open(self) -> None:
+        """Connect and wait for the broker's first answer.
+
+        Raises:
+            BrokerUnreachableError: no answer within the settings' ``connect_timeout_s``.
+            NotAuthorisedError: wrong user name or password.
+        """
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = self._settings.session_expiry_s
+        properties.ReceiveMaximum = self._settings.receive_maximum
+        self._client.connect_async(
+            self._address.host,
+            self._address.port,
+            keepalive=self._settings.keepalive_s,
+            clean_start=False,
+            properties=properties,
+        )
+        self._client.loop_start()
+        answered = self._first_answer.wait(self._settings.connect_timeout_s)
+        if self._failure is not None or not answered:
+            self._stop_network()
+            raise self._failure or BrokerUnreachableError(
+                f"cannot reach the broker at {self._address} within "
+                f"{self._settings.connect_timeout_s:g} s; is it running and is the address right? "
+                "Try `shardline broker`, or check --broker"
+            )
+
+    @property
+    def is_connected(self) -> bool:
+        """See :class:`broker.transport.Connection`."""
+        return self._connected
+
+    @property
+    def reconnects(self) -> int:
+        """See :class:`broker.transport.Connection`."""
+        return max(0, self._generation - 1)
+
+    def subscribe(self, topic_filter: str) -> None:
+        """See :class:`broker.transport.Connection`."""
+        with self._lock:
+            self._filters.append(topic_filter)
+            connected = self._connected
+        if connected:
+            self._client.subscribe(topic_filter, qos=1)
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False
+    ) -> Future[PublishOutcome]:
+        """See :class:`broker.transport.Connection`."""
+        future: Future[PublishOutcome] = Future()
+        limit, size = self._max_packet_bytes, len(payload) + len(topic) + _PACKET_OVERHEAD_BYTES
+        if limit is not None and size > limit:
+            # An oversized packet makes the broker cut the connection, and paho send it again.
+            raise MessageTooLargeError(topic, size, limit)
+        if qos == 0 and not self._connected:
+            future.set_exception(BrokerUnreachableError(f"{self._address}: not connected"))
+            return future
+        with self._lock:
+            self._publishing += 1
+        info = self._client.publish(topic, payload, qos=qos, retain=retain)
+        with self._lock:
+            self._publishing -= 1
+            # The acknowledgement may have overtaken us on the network thread.
+            early = self._early.pop(info.mid, None)
+            if self._publishing == 0:
+                self._early.clear()
+            # paho keeps a QoS 1 message for the next connection, and drops one at QoS 0.
+            kept = info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS or (
+                qos > 0 and info.rc == MQTTErrorCode.MQTT_ERR_NO_CONN
+            )
+            if early is None and kept:
+                self._pending[info.mid] = future
+                return future
+        if early is not None:
+            self._settle(future, early, topic)
+        else:
+            future.set_exception(BrokerError(f"publish to {topic}: {mqtt.error_string(info.rc)}"))
+        return future
+
+    def close(self, forget_session: bool = False) -> None:
+        """See :class:`broker.transport.Connection`."""
+        properties = None
+        if forget_session:
+            properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = 0
+        self._client.disconnect(properties=properties)
+        self._stop_network()
+
+    def _stop_network(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+        self._connected = False
+
+    # Callbacks: all on paho's network thread.
+
+    def _on_connect(
+        self, client: mqtt.Client, _data: Any, flags: Any, reason: ReasonCode, properties: Any
+    ) -> None:
+        if reason.is_failure:
+            self._failure = self._describe_refusal(reason)
+            log.error("%s", self._failure)
+            self._first_answer.set()
+            return
+        with self._lock:
+            self._generation += 1
+            self._connected = True
+            self._failure = None
+            self._max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
+            filters = list(self._filters)
+        for topic_filter in filters:
+            client.subscribe(topic_filter, qos=1)
+        self._callbacks.on_connected(bool(flags.session_present))
+        self._first_answer.set()
+
+    def _describe_refusal(self, reason: ReasonCode) -> BrokerError:
+        if reason.value in _BAD_CREDENTIALS:
+            return NotAuthorisedError(
+                f"the broker at {self._address} refuses user {self._address.username!r}: {reason}; "
+                "check the user name and the password"
+            )
+        return BrokerUnreachableError(
+            f"the broker at {self._address} refuses the connection: {reason}"
+        )
+
+    def _on_connect_fail(self, _client: mqtt.Client, _data: Any) -> None:
+        log.warning("cannot reach the broker at %s, trying again", self._address)
+
+    def _on_disconnect(
+        self, client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
+    ) -> None:
+        with self._lock:
+            was_connected, self._connected = self._connected, False
+        self._spread_reconnects(client)
+        if was_connected:  # paho calls twice for one loss
+            if reason.value == _SESSION_TAKEN_OVER:
+                log.error("another process uses the name %r: stop one of them", self._settings.name)
+            self._callbacks.on_disconnected(str(reason))
+
+    def _on_message(self, client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        generation, mid, qos = self._generation, message.mid, message.qos
+
+        def send_ack() -> None:
+            if qos and generation == self._generation and self._connected:
+                client.ack(mid, qos)
+
+        self._callbacks.on_delivery(
+            Delivery(message.topic, bytes(message.payload), qos, message.retain, AckToken(send_ack))
+        )
+
+    def _on_publish(
+        self, _client: mqtt.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Any
+    ) -> None:
+        with self._lock:
+            future = self._pending.pop(mid, None)
+            if future is None:
+                if self._publishing:
+                    self._early[mid] = reason
+                return
+        self._settle(future, reason, "a topic")
+
+    def _settle(self, future: Future[PublishOutcome], reason: ReasonCode, topic: str) -> None:
+        if reason.value == _NO_MATCHING_SUBSCRIBERS:
+            future.set_result(PublishOutcome.NO_SUBSCRIBER)
+        elif reason.is_failure:
+            future.set_exception(
+                NotAuthorisedError(f"the broker at {self._address} refused {topic}: {reason}")
+            )
+        else:
+            future.set_result(PublishOutcome.ACCEPTED)
+
+
+def _no_delay(_client: mqtt.Client, _data: Any, sock: Any) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def connector(address: BrokerAddress) -> Connect:
+    """How to connect to the broker at ``address``."""
+
+    def connect(settings: ConnectionSettings, callbacks: Callbacks) -> Connection:
+        connection = PahoConnection(address, settings, callbacks)
+        connection.open()
+        return connection
+
+    return connect

@@ -1,0 +1,185 @@
+"""Mosquitto as a child process on a free loopback port: the broker of the demo and the tests.
+
+The child dies with its parent, however the parent dies: on Linux the kernel sends it a signal
+(PR_SET_PDEATHSIG, set through util-linux' setpriv). Start it from a thread that lives as long as
+the broker shall, since the kernel means that thread.
+"""
+
+import atexit
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from broker.mosquitto_conf import MosquittoSettings, render_mosquitto_conf
+from broker.transport import BrokerAddress
+from contract.errors import BrokerStartError, EnvironmentMissingError
+
+START_TIMEOUT_S = 10.0
+LOG_LINES_SHOWN = 20
+_SBIN = "/usr/sbin"  # where Debian puts mosquitto; not on every user's PATH
+
+
+def find_mosquitto() -> str:
+    """Path of the mosquitto program.
+
+    Raises:
+        EnvironmentMissingError: it is not installed.
+    """
+    search_path = os.pathsep.join((os.environ.get("PATH", ""), _SBIN, "/usr/local/sbin"))
+    program = shutil.which("mosquitto", path=search_path)
+    if program is None:
+        raise EnvironmentMissingError(
+            "mosquitto is not installed; on Debian and Raspberry Pi OS: sudo apt install mosquitto "
+            "(or use another broker: --broker host:port)"
+        )
+    return program
+
+
+class EmbeddedBroker:
+    """A running Mosquitto. Use as a context manager, or call :meth:`stop`."""
+
+    def __init__(self, port: int | None = None) -> None:
+        """Start on ``port``, or on a free one, and wait until it accepts connections.
+
+        Raises:
+            EnvironmentMissingError: mosquitto is not installed.
+            BrokerStartError: it did not come up; the message ends with its log.
+        """
+        self._program = find_mosquitto()
+        self._folder = Path(tempfile.mkdtemp(prefix="shardline-broker-"))
+        self._log_path = self._folder / "mosquitto.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = port if port is not None else _free_port()
+        atexit.register(self.stop)
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def address(self) -> BrokerAddress:
+        """Where it listens."""
+        return BrokerAddress("127.0.0.1", self.port)
+
+    @property
+    def pid(self) -> int:
+        """Process id of Mosquitto."""
+        if self._process is None:
+            raise BrokerStartError("the embedded broker is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, again after :meth:`kill`, on the same port.
+
+        Raises:
+            BrokerStartError: it did not come up.
+        """
+        conf = self._folder / "mosquitto.conf"
+        conf.write_text(render_mosquitto_conf(MosquittoSettings(port=self.port)))
+        self._folder.chmod(0o755)
+        with self._log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_dies_with_parent(), self._program, "-c", str(conf)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in the terminal is for us, we stop it in order
+            )
+        self._wait_until_it_accepts(self._process)
+
+    def _wait_until_it_accepts(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise BrokerStartError(
+                    f"mosquitto ended with status {process.returncode} on port {self.port}; "
+                    f"its log:\n{self.log_tail()}"
+                )
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=0.2):
+                    return
+            except OSError:
+                time.sleep(0.01)
+        raise BrokerStartError(
+            f"mosquitto does not accept connections on port {self.port} after "
+            f"{START_TIMEOUT_S:g} s; its log:\n{self.log_tail()}"
+        )
+
+    def log_tail(self) -> str:
+        """The last lines of Mosquitto's log."""
+        try:
+            lines = self._log_path.read_text(errors="replace").splitlines()
+        except OSError:
+            return "(no log)"
+        return "\n".join(lines[-LOG_LINES_SHOWN:]) or "(empty log)"
+
+    def wait(self) -> int:
+        """Wait until it ends; its exit status."""
+        return 0 if self._process is None else self._process.wait()
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL); :meth:`start` brings it back, with nothing remembered."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """End it in order and remove its folder; harmless when it has ended."""
+        atexit.unregister(self.stop)
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> "EmbeddedBroker":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _dies_with_parent() -> list[str]:
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    if setpriv is None:
+        return []  # then atexit stops it, which covers all but our own SIGKILL
+    command = [setpriv, "--pdeathsig", "TERM"]
+    if os.geteuid() == 0:
+        # As root, Mosquitto would change its user itself, and that clears the death signal.
+        user = next((u for u in ("mosquitto", "nobody") if _exists(u)), None)
+        if user is None:
+            return []
+        entry = pwd.getpwnam(user)
+        command += [f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
+    return [*command, "--"]
+
+
+def _exists(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,56 @@
+"""The unit of work and of accounting, and the two ways in which it can end."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from contract.activation import BatchId, Hop
+from contract.tensor_spec import Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What goes in: tensors with a leading batch dimension, and whose they are.
+
+    ``names`` has one entry per image; ``labels`` too, as class indices, or is empty when unknown.
+    """
+
+    tensors: Tensors
+    names: tuple[str, ...]
+    labels: tuple[int, ...] = ()
+
+    @property
+    def images(self) -> int:
+        """How many images the batch holds."""
+        return len(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """A batch that came back. ``hops`` is what each stage did, in that device's clock."""
+
+    batch_id: BatchId
+    batch: Batch
+    outputs: Tensors
+    latency_ms: float
+    attempt: int
+    hops: tuple[Hop, ...] = ()
+
+
+class DeathReason(StrEnum):
+    """Why a batch will have no result."""
+
+    POISON = "poison"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadBatch:
+    """A batch that was given up, and why."""
+
+    batch_id: BatchId
+    batch: Batch
+    reason: DeathReason
+    detail: str
+
+
+Ended = BatchResult | DeadBatch

@@ -1,0 +1,83 @@
+"""Measures the pipeline from its results: rates, latency percentiles, stage utilisation."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from client.batch import BatchResult
+from contract.metrics import Ledger, PipelineMetrics, StageMetrics
+from contract.plan import Plan
+
+LATENCIES_KEPT = 1000
+
+
+class PipelineMeter:
+    """Collects results; :meth:`measure` sums up the time since its last call."""
+
+    def __init__(self, client: str, plan: Plan, window: int, now: float) -> None:
+        self._client, self._plan, self._window = client, plan, window
+        self._latencies: deque[float] = deque(maxlen=LATENCIES_KEPT)
+        self._recent: list[BatchResult] = []
+        self._last = now
+
+    def add(self, result: BatchResult) -> None:
+        """Count a result."""
+        self._latencies.append(result.latency_ms)
+        self._recent.append(result)
+
+    @property
+    def p99_s(self) -> float | None:
+        """99th percentile of recent latencies in seconds, or None before the first result."""
+        return float(np.percentile(self._latencies, 99)) / 1000 if self._latencies else None
+
+    def measure(self, now: float, ledger: Ledger) -> PipelineMetrics:
+        """One message for the metrics topic, over the time since the last call."""
+        interval_s = max(now - self._last, 1e-6)
+        recent, self._recent, self._last = self._recent, [], now
+        p50, p95, p99 = (
+            (round(float(p), 3) for p in np.percentile(self._latencies, (50, 95, 99)))
+            if self._latencies
+            else (None, None, None)
+        )
+        return PipelineMetrics(
+            client=self._client,
+            time_unix_s=round(time.time(), 3),
+            plan_id=self._plan.plan_id,
+            window=self._window,
+            batches_per_s=round(len(recent) / interval_s, 2),
+            images_per_s=round(sum(r.batch.images for r in recent) / interval_s, 2),
+            latency_ms_p50=p50,
+            latency_ms_p95=p95,
+            latency_ms_p99=p99,
+            stages=stage_metrics(self._plan, recent, interval_s),
+            ledger=ledger,
+        )
+
+
+def stage_metrics(
+    plan: Plan, results: Sequence[BatchResult], interval_s: float
+) -> tuple[StageMetrics, ...]:
+    """Busy and idle time of every stage, from the traces of ``results``.
+
+    A stage's ``bubble_s`` is the time in the interval in which its devices computed nothing; its
+    utilisation is the rest as a share. Each duration is taken on one device's own clock.
+    """
+    stages = []
+    for index in range(plan.num_stages):
+        hops = [result.hops[index] for result in results if len(result.hops) > index]
+        compute_us = [max(0, hop.finished_us - hop.started_us) for hop in hops]
+        wait_us = [max(0, hop.started_us - hop.received_us) for hop in hops]
+        replicas = len(plan.placement[index].replicas) if plan.placement else 1
+        utilisation = min(1.0, sum(compute_us) / 1e6 / interval_s / replicas)
+        stages.append(
+            StageMetrics(
+                stage_index=index,
+                compute_ms_p50=round(float(np.median(compute_us)) / 1e3, 3) if hops else None,
+                wait_ms_p50=round(float(np.median(wait_us)) / 1e3, 3) if hops else None,
+                utilisation=round(utilisation, 4),
+                bubble_s=round((1 - utilisation) * interval_s, 4),
+            )
+        )
+    return tuple(stages)

@@ -1,0 +1,413 @@
+"""Submits batches, keeps a window of them in flight, retries, and yields each result exactly once.
+
+One thread owns all state: the caller's, inside :meth:`Pipeline.run`. The network thread only puts
+what it hears into a queue. Decisions live in `ledger.py`, `router.py`, `retry.py` and `fleet.py`,
+which are pure.
+"""
+
+import logging
+import queue
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
+from client.batch import Batch, BatchResult, DeadBatch, DeathReason, Ended
+from client.fleet import FleetView, is_live
+from client.ledger import Entry, Ledger
+from client.meter import PipelineMeter
+from client.retry import MAX_REFUSALS, RetryBudget, attempt_deadline_s, refusal_delay_s
+from client.router import Router
+from contract import topics
+from contract.activation import Header, decode, encode
+from contract.errors import (
+    DeliveryError,
+    PlanError,
+    ShardError,
+    WireFormatError,
+)
+from contract.metrics import Ledger as LedgerCounts
+from contract.metrics import PipelineMetrics
+from contract.nack import POISONOUS, parse_nack
+from contract.plan import Plan, parse_plan
+from contract.status import DeviceStatus, Event, EventKind, parse_status
+from contract.tensor_spec import check_tensors
+
+TICK_S = 0.05
+METRICS_INTERVAL_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """How a client feeds a pipeline.
+
+    ``window``: batches in flight; None means 2 for each device of the plan.
+    ``ready_timeout_s``: how long :meth:`Pipeline.open` waits for a plan and its devices.
+    ``batch_timeout_s``: after this long a batch is declared dead; None never gives up.
+    """
+
+    name: str
+    cluster: str = topics.DEFAULT_CLUSTER
+    window: int | None = None
+    ready_timeout_s: float = 60.0
+    batch_timeout_s: float | None = None
+
+
+def random_client_name() -> str:
+    """A client name that no other run has."""
+    return f"client-{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What belongs to the plan that is being fed."""
+
+    plan: Plan
+    router: Router
+    meter: PipelineMeter
+    budget: RetryBudget
+
+
+def _num_devices(plan: Plan) -> int:
+    return sum(len(place.replicas) for place in plan.placement)
+
+
+class Pipeline:
+    """A client of a running pipeline. Use as a context manager, from one thread."""
+
+    def __init__(self, settings: ClientSettings, connect: Connect) -> None:
+        """Connect; :meth:`open` then waits for the plan.
+
+        Raises:
+            BrokerUnreachableError, NotAuthorisedError: see :class:`broker.transport.Connect`.
+        """
+        self._settings = settings
+        self._inbox: queue.SimpleQueue[Delivery | bool] = queue.SimpleQueue()
+        self._feed: Feed | None = None
+        self._fleet = FleetView()
+        self._ledger = Ledger(secrets.randbits(64))
+        self._ended: list[Ended] = []
+        self._rejected = 0
+        self._active_s = 0.0
+        self._last_tick = self._last_metrics = time.monotonic()
+        self.on_metrics: Callable[[PipelineMetrics], None] = lambda _metrics: None
+        self._connection = connect(
+            ConnectionSettings(name=settings.name),
+            Callbacks(on_delivery=self._inbox.put, on_connected=self._inbox.put),
+        )
+        for topic_filter in (
+            topics.plan_topic(settings.cluster),
+            topics.status_filter(settings.cluster),
+            topics.result_filter(settings.cluster, settings.name),
+            topics.nack_filter(settings.cluster, settings.name),
+        ):
+            self._connection.subscribe(topic_filter)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is being fed.
+
+        Raises:
+            PlanError: :meth:`open` has not found one yet.
+        """
+        return self._fed.plan
+
+    @property
+    def _fed(self) -> "Feed":
+        if self._feed is None:
+            raise PlanError("no plan yet; call open() first")
+        return self._feed
+
+    @property
+    def window(self) -> int:
+        """Batches in flight at most."""
+        return self._settings.window or 2 * _num_devices(self.plan)
+
+    @property
+    def rejected(self) -> int:
+        """Messages to this client that were not acceptable."""
+        return self._rejected
+
+    def counts(self, finished: bool = False) -> LedgerCounts:
+        """The ledger; ``finished`` says that nothing more will come."""
+        return self._ledger.counts(finished)
+
+    def open(self) -> Plan:
+        """Wait until a plan is published and every stage has a ready device.
+
+        Raises:
+            PlanError: no plan within the timeout.
+            ShardError: a device cannot load its shard.
+            DeliveryError: some stage still has no ready device.
+        """
+        deadline = time.monotonic() + self._settings.ready_timeout_s
+        while time.monotonic() < deadline:
+            self._handle_next(timeout_s=TICK_S)
+            if self._feed is None:
+                continue
+            failure = self._fleet.failure(self._feed.plan)
+            if failure is not None:
+                raise ShardError(failure)
+            if not self._feed.router.missing_stages():
+                return self._feed.plan
+        if self._feed is None:
+            raise PlanError(
+                f"no plan is published in cluster {self._settings.cluster!r} after "
+                f"{self._settings.ready_timeout_s:g} s; run `shardline publish PLAN`"
+            )
+        raise DeliveryError(
+            f"not ready after {self._settings.ready_timeout_s:g} s: {self.waiting_for()}; "
+            "start `shardline stage` on these devices and look at their logs"
+        )
+
+    def waiting_for(self) -> str:
+        """What keeps batches from being sent, in words; empty when nothing does."""
+        if not self._connection.is_connected:
+            return "the broker is away"
+        return "; ".join(
+            f"stage {index}: "
+            + ", ".join(
+                f"{replica.device} is {self._fleet.describe(replica.device)}"
+                for replica in self.plan.placement[index].replicas
+            )
+            for index in self._fed.router.missing_stages()
+        )
+
+    def run(self, batches: Iterable[Batch]) -> Iterator[Ended]:
+        """Feed batches and yield each one's end, in the order in which they end.
+
+        Raises:
+            TensorMismatchError: a batch does not fit the plan's input; nothing of it was sent.
+            MessageTooLargeError: a batch exceeds what the broker accepts.
+        """
+        source = iter(batches)
+        exhausted = False
+        while not exhausted or self._ledger.in_flight:
+            while not exhausted and self._has_room():
+                batch = next(source, None)
+                if batch is None:
+                    exhausted = True
+                    break
+                self._submit(batch)
+            self._handle_next(timeout_s=TICK_S)
+            self._tick()
+            ended, self._ended = self._ended, []
+            yield from ended
+        self._publish_metrics(time.monotonic())
+
+    def close(self) -> None:
+        """Disconnect; the broker forgets the session."""
+        self._connection.close(forget_session=True)
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    # Sending
+
+    def _has_room(self) -> bool:
+        return self._ledger.in_flight < self.window and self._fed.router.choose() is not None
+
+    def _submit(self, batch: Batch) -> None:
+        specs = self.plan.stages[0].inputs
+        check_tensors(f"input of plan {self.plan.name}", specs, batch.tensors)
+        if batch.images > self.plan.batch_size:
+            raise DeliveryError(
+                f"a batch of {batch.images} images: plan {self.plan.name} was made for at most "
+                f"{self.plan.batch_size}; use --batch {self.plan.batch_size} or plan it again"
+            )
+        self._send(self._ledger.submit(batch, time.monotonic()))
+
+    def _send(self, entry: Entry) -> bool:
+        route = self._fed.router.choose()
+        if route is None:
+            return False
+        self._ledger.sent(
+            entry,
+            route,
+            self._active_s + attempt_deadline_s(self._fed.meter.p99_s, entry.attempt + 1),
+        )
+        header = Header(
+            plan_id=self.plan.plan_id,
+            batch_id=entry.batch_id,
+            attempt=entry.attempt,
+            low=self._ledger.low,
+            stage_index=0,
+            route=route,
+            client=self._settings.name,
+            sent_us=time.time_ns() // 1000,
+            codec=self.plan.codec,
+        )
+        topic = topics.input_topic(
+            self._settings.cluster, route[0], self.plan.plan_id, 0, self._settings.name
+        )
+        self._fed.router.begin((entry.batch_id, entry.attempt), route)
+        self._connection.publish(topic, encode(header, entry.batch.tensors))
+        return True
+
+    def _retry(self, entry: Entry, why: str) -> None:
+        if not self._fed.budget.spend():
+            return  # it stays due; the budget earns at least a token a second
+        if self._send(entry):
+            self._report(EventKind.BATCH_RETRIED, f"batch {entry.batch_id}: {why}")
+
+    def _tick(self) -> None:
+        """What time alone brings: deadlines and metrics."""
+        now = time.monotonic()
+        elapsed, self._last_tick = now - self._last_tick, now
+        if self._connection.is_connected and not self._fed.router.missing_stages():
+            self._active_s += elapsed
+        self._fed.budget.earn(now)
+        for entry in self._ledger.due(self._active_s):
+            self._retry(entry, entry.refusals[-1] if entry.refusals else "its deadline has passed")
+        limit = self._settings.batch_timeout_s
+        if limit is not None:
+            for entry in self._ledger.open_entries():
+                if now - entry.submitted_at > limit:
+                    self._kill(entry, DeathReason.TIMEOUT, f"no result within {limit:g} s")
+        if now - self._last_metrics >= METRICS_INTERVAL_S:
+            self._publish_metrics(now)
+
+    def _kill(self, entry: Entry, reason: DeathReason, detail: str) -> None:
+        self._ledger.kill(entry, reason)
+        self._ended.append(DeadBatch(entry.batch_id, entry.batch, reason, detail))
+        self._report(EventKind.BATCH_DEAD, f"batch {entry.batch_id}: {reason}: {detail}")
+
+    # Receiving
+
+    def _handle_next(self, timeout_s: float) -> None:
+        """Take all that has arrived, waiting at most ``timeout_s`` for the first."""
+        try:
+            item = self._inbox.get(timeout=timeout_s)
+            while True:
+                self._handle(item)
+                item = self._inbox.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _handle(self, item: Delivery | bool) -> None:
+        if isinstance(item, bool):
+            self._on_connected(session_present=item)
+            return
+        try:
+            kind = topics.parse_topic(item.topic).kind
+            if kind == "result":
+                self._on_result(item)
+            elif kind == "nack":
+                self._on_nack(item)
+            elif kind == "status":
+                self._on_status(parse_status(item.payload))
+            elif kind == "plan":
+                self._on_plan(item)
+        except WireFormatError as error:
+            self._rejected += 1
+            self._report(EventKind.MESSAGE_REJECTED, f"{item.topic}: {error}")
+        item.ack()
+
+    def _on_result(self, delivery: Delivery) -> None:
+        plan = self.plan
+        header, outputs = decode(delivery.payload, plan.max_message_bytes())
+        if not self._ledger.knows(header.batch_id) or header.plan_id != plan.plan_id:
+            raise WireFormatError(f"a result of another run: batch {header.batch_id}")
+        entry = self._ledger.find(header.batch_id)
+        images = check_tensors("result", plan.stages[-1].outputs, outputs)
+        if entry is not None and images != entry.batch.images:
+            raise WireFormatError(f"{images} answers for {entry.batch.images} images")
+        self._fed.router.end((header.batch_id, header.attempt))
+        entry = self._ledger.deliver(header.batch_id)
+        if entry is None:
+            return
+        now = time.monotonic()
+        self._fed.budget.earn(now, delivered=1)
+        result = BatchResult(
+            batch_id=header.batch_id,
+            batch=entry.batch,
+            outputs=outputs,
+            latency_ms=(now - entry.submitted_at) * 1000,
+            attempt=header.attempt,
+            hops=header.trace,
+        )
+        self._fed.meter.add(result)
+        self._ended.append(result)
+
+    def _on_nack(self, delivery: Delivery) -> None:
+        nack = parse_nack(delivery.payload)
+        self._fed.router.end((nack.batch_id, nack.attempt))
+        entry = self._ledger.find(nack.batch_id)
+        if entry is None or nack.attempt != entry.attempt:
+            return  # a late refusal of an attempt that another has replaced
+        detail = f"{nack.device} refused it ({nack.reason}): {nack.detail}"
+        if nack.reason in POISONOUS:
+            entry.refusals.append(detail)
+            if len(entry.refusals) >= MAX_REFUSALS:
+                self._kill(entry, DeathReason.POISON, detail)
+                return
+        entry.retry_at = self._active_s + refusal_delay_s(entry.attempt)
+
+    def _on_status(self, status: DeviceStatus) -> None:
+        previous = self._fleet.update(status)
+        if self._feed is None:
+            return
+        live, was_live = is_live(status, self.plan), is_live(previous, self.plan)
+        self._feed.router.set_live(status.device, live)
+        restarted = previous is not None and previous.boot != status.boot
+        if was_live and (restarted or not live):
+            self._resend(f"device {status.device} was lost", status.device)
+
+    def _on_connected(self, session_present: bool) -> None:
+        if self._feed is not None and not session_present:
+            self._resend("the broker forgot our session")
+
+    def _resend(self, why: str, device: str | None = None) -> None:
+        """Let the attempts that may be lost be due at once."""
+        for entry in self._ledger.open_entries():
+            if device is None or device in entry.route:
+                entry.retry_at = self._active_s
+        log.warning("%s", why)
+
+    def _on_plan(self, delivery: Delivery) -> None:
+        if not delivery.payload:
+            return  # retired; devices will say that they are idle
+        plan = parse_plan(delivery.payload, delivery.topic)
+        previous, now = self._feed, time.monotonic()
+        if previous is not None and plan.stages[0].inputs != previous.plan.stages[0].inputs:
+            raise PlanError(
+                f"the published plan changed to {plan.name!r}, which takes another input: run again"
+            )
+        window = self._settings.window or 2 * _num_devices(plan)
+        router = Router(plan)
+        for status in self._fleet.statuses():
+            router.set_live(status.device, is_live(status, plan))
+        changed = previous is not None and previous.plan.plan_id != plan.plan_id
+        if previous is None or changed:
+            meter = PipelineMeter(self._settings.name, plan, window, now)
+            self._feed = Feed(plan, router, meter, RetryBudget(window, now))
+        else:  # the same stages on other devices
+            self._feed = replace(previous, plan=plan, router=router)
+        if changed:
+            self._resend(f"the plan changed to {plan.plan_id}")
+
+    # Telling
+
+    def _publish_metrics(self, now: float) -> None:
+        self._last_metrics = now
+        metrics = self._fed.meter.measure(now, self._ledger.counts())
+        self.on_metrics(metrics)
+        topic = topics.pipeline_metrics_topic(self._settings.cluster, self._settings.name)
+        self._connection.publish(topic, metrics.model_dump_json().encode(), qos=0)
+
+    def _report(self, kind: EventKind, detail: str) -> None:
+        log.warning("%s: %s", kind, detail)
+        event = Event(
+            kind=kind,
+            sender=self._settings.name,
+            time_unix_s=round(time.time(), 3),
+            detail=detail[:1000],
+        )
+        topic = topics.event_topic(self._settings.cluster, self._settings.name)
+        self._connection.publish(topic, event.model_dump_json().encode())

@@ -1,0 +1,49 @@
+"""When to send a batch again, and how often retries are allowed at all. Pure.
+
+Deadline of an attempt: 4 x the 99th percentile of latency, at least 2 s, doubled for each attempt
+up to 30 s (or the undoubled deadline, where that is longer); 30 s while no latency is known.
+Retries spend tokens: 0.2 for each delivered batch, at most a window's worth, and one a second at
+least, so that slowness does not breed load and a stuck pipeline still tries.
+"""
+
+MIN_DEADLINE_S = 2.0
+MAX_DEADLINE_S = 30.0
+P99_FACTOR = 4.0
+TOKENS_PER_DELIVERY = 0.2
+TOKENS_PER_S = 1.0
+FIRST_REFUSAL_DELAY_S = 0.1
+MAX_REFUSAL_DELAY_S = 5.0
+MAX_REFUSALS = 3
+"""Refusals that lie in the batch itself, after which it is declared dead."""
+
+
+def attempt_deadline_s(p99_s: float | None, attempt: int) -> float:
+    """How long attempt number ``attempt`` (from 0) may take."""
+    if p99_s is None:
+        return MAX_DEADLINE_S
+    first = max(MIN_DEADLINE_S, P99_FACTOR * p99_s)
+    return float(min(first * 2**attempt, max(MAX_DEADLINE_S, first)))
+
+
+def refusal_delay_s(attempt: int) -> float:
+    """How long to wait before sending a refused batch again: a refusal is quick, a loop is not."""
+    return float(min(FIRST_REFUSAL_DELAY_S * 2**attempt, MAX_REFUSAL_DELAY_S))
+
+
+class RetryBudget:
+    """A token bucket."""
+
+    def __init__(self, burst: int, now: float) -> None:
+        self._burst, self._tokens, self._last = float(burst), float(burst), now
+
+    def earn(self, now: float, delivered: int = 0) -> None:
+        """Add what time and deliveries have earned."""
+        earned = (now - self._last) * TOKENS_PER_S + delivered * TOKENS_PER_DELIVERY
+        self._tokens, self._last = min(self._burst, self._tokens + earned), now
+
+    def spend(self) -> bool:
+        """Take one token, if there is one."""
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

@@ -1,0 +1,222 @@
+"""Where batches come from: picture files, a labelled dataset, a `.npy` file, or made-up numbers.
+
+A source is iterated once. It counts what it had to skip and says why, and never stops for one bad
+picture.
+"""
+
+import glob
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from client.batch import Batch
+from client.images import Pixels, image_suffixes, prepare_image, read_image
+from contract.errors import SourceError
+from contract.plan import ImageInput, Plan, TensorInput
+from contract.tensor_spec import TensorSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Source:
+    """Items one by one, with the number expected and what was skipped so far."""
+
+    items: Iterable["Item"]
+    total: int
+    skipped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image or row: its name, its class index when known, and its tensor without batch."""
+
+    name: str
+    label: int | None
+    tensor: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+
+
+class Dataset(Protocol):
+    """What torchvision's datasets offer: pictures with class indices."""
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """One picture and its class index."""
+        ...
+
+
+def open_source(
+    text: str, input_spec: ImageInput | TensorInput, tensor: TensorSpec, labels: Sequence[str]
+) -> Source:
+    """The source that ``text`` names: a folder, a glob, a file, ``FILE.npy`` or ``dummy:N``.
+
+    ``labels`` are the model's class names, by which sub-folders of a folder become labels.
+
+    Raises:
+        SourceError: nothing there, or nothing that this model can take.
+    """
+    if text.startswith("dummy:"):
+        return dummy_source(text.removeprefix("dummy:"), tensor)
+    if text.endswith(".npy"):
+        return numpy_source(Path(text), tensor)
+    if not isinstance(input_spec, ImageInput):
+        raise SourceError(
+            f"{text}: this model takes {tensor.describe()}, not pictures; "
+            "use a .npy file or dummy:N"
+        )
+    return image_source(find_images(text), Path(text), input_spec, labels)
+
+
+def find_images(text: str) -> list[Path]:
+    """Picture files under a folder (sub-folders too), matching a glob, or the one file, sorted.
+
+    Raises:
+        SourceError: there is none.
+    """
+    path, suffixes = Path(text), image_suffixes()
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file()]
+    elif path.is_file():
+        found = [path]
+    else:
+        found = [Path(name) for name in glob.glob(text, recursive=True)]  # noqa: PTH207 any pattern
+        found = [p for p in found if p.is_file()]
+    if not found:
+        raise SourceError(
+            f"{text}: no pictures there; expected a folder, a glob such as 'photos/*.jpg', "
+            "a .npy file, cifar10[:DIR] or dummy:N"
+        )
+    return sorted(found)
+
+
+def image_source(
+    paths: Sequence[Path], root: Path, spec: ImageInput, labels: Sequence[str]
+) -> Source:
+    """Pictures; one that cannot be read is skipped and listed."""
+    source = Source((), len(paths))
+
+    def read() -> Iterator[Item]:
+        for path in paths:
+            try:
+                pixels = read_image(path, spec)
+            except SourceError as error:
+                log.warning("skipped: %s", error)
+                source.skipped.append(str(error))
+                continue
+            name = str(path.relative_to(root)) if root in path.parents else str(path)
+            yield Item(name, _folder_label(path, root, labels), pixels)
+
+    source.items = read()
+    return source
+
+
+def _folder_label(path: Path, root: Path, labels: Sequence[str]) -> int | None:
+    """A sub-folder named as a class is the label of its pictures (torchvision's ImageFolder)."""
+    folder = path.parent
+    if not root.is_dir() or folder == root:
+        return None
+    if folder.name in labels:
+        return list(labels).index(folder.name)
+    return None
+
+
+def dataset_source(name: str, dataset: Dataset, spec: ImageInput) -> Source:
+    """A dataset of (picture, class index), such as torchvision's CIFAR10."""
+
+    def read() -> Iterator[Item]:
+        for index in range(len(dataset)):
+            image, label = dataset[index]
+            yield Item(f"{name}/{index}", label, prepare_image(image, spec))
+
+    return Source(read(), len(dataset))
+
+
+def numpy_source(path: Path, tensor: TensorSpec) -> Source:
+    """Rows of an array file, memory-mapped: shape (N, …) with the model's dtype and shape.
+
+    Raises:
+        SourceError: not an array, or one of another dtype or shape.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: cannot read this array: {error}") from error
+    if not isinstance(array, np.ndarray) or not tensor.fits(array):
+        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
+        raise SourceError(f"{path}: expected {tensor.describe()}, got {got}")
+    return Source(
+        (Item(f"{path.name}[{i}]", None, np.asarray(row)) for i, row in enumerate(array)),
+        len(array),
+    )
+
+
+def dummy_source(count: str, tensor: TensorSpec, seed: int = 0) -> Source:
+    """``count`` made-up inputs: random bytes for uint8, N(0, 1) for floats.
+
+    Raises:
+        SourceError: ``count`` is not a positive number.
+    """
+    if not count.isascii() or not count.isdigit() or int(count) < 1:
+        raise SourceError(f"dummy:{count}: expected dummy:N with N from 1, for example dummy:100")
+    generator = np.random.default_rng(seed)
+    shape = [int(size) for size in tensor.shape[1:]]
+
+    def make() -> Iterator[Item]:
+        for index in range(int(count)):
+            if tensor.dtype == "uint8":
+                row = generator.integers(0, 256, shape, dtype=np.uint8)
+            else:
+                row = generator.standard_normal(shape).astype(tensor.dtype)
+            yield Item(f"dummy/{index}", None, row)
+
+    return Source(make(), int(count))
+
+
+def batches(items: Iterable[Item], tensor_name: str, batch_size: int) -> Iterator[Batch]:
+    """Groups of ``batch_size`` items (the last may be smaller) as batches."""
+    group: list[Item] = []
+    for item in items:
+        group.append(item)
+        if len(group) == batch_size:
+            yield _batch(group, tensor_name)
+            group = []
+    if group:
+        yield _batch(group, tensor_name)
+
+
+def _batch(group: Sequence[Item], tensor_name: str) -> Batch:
+    known = [item.label for item in group if item.label is not None]
+    return Batch(
+        tensors={tensor_name: np.stack([item.tensor for item in group])},
+        names=tuple(item.name for item in group),
+        labels=tuple(known) if len(known) == len(group) else (),
+    )
+
+
+def source_of_plan(text: str, plan: Plan) -> Source:
+    """:func:`open_source` for what a plan's first stage takes."""
+    return open_source(text, plan.model.input, plan.stages[0].inputs[0], plan.model.labels)
+
+
+__all__ = [
+    "Dataset",
+    "Item",
+    "Pixels",
+    "Source",
+    "batches",
+    "dataset_source",
+    "dummy_source",
+    "find_images",
+    "image_source",
+    "numpy_source",
+    "open_source",
+    "source_of_plan",
+]

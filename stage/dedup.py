@@ -1,0 +1,88 @@
+"""What a stage remembers of batches: stale ones, ones in work, and the last outputs.
+
+Bounded without clocks: a low-watermark for each of the last 64 epochs, the batches whose output
+is not acknowledged yet, and the last few outputs. The key has the attempt in it: a new attempt must
+pass even when an earlier one was finished, since its output may have been lost behind us.
+"""
+
+import threading
+from collections import OrderedDict
+from typing import NamedTuple
+
+from broker.transport import Delivery
+from contract.activation import Header
+
+EPOCHS_REMEMBERED = 64
+
+
+class AttemptKey(NamedTuple):
+    """One attempt at one batch."""
+
+    epoch: int
+    seq: int
+    attempt: int
+
+    @classmethod
+    def of(cls, header: Header) -> "AttemptKey":
+        """The key of a message."""
+        return cls(*header.batch_id, header.attempt)
+
+
+class Output(NamedTuple):
+    """A computed output, ready to be published (again)."""
+
+    topic: str
+    payload: bytes
+
+
+class SeenBatches:
+    """Thread-safe: the compute thread begins, the network thread ends. Calls nobody back."""
+
+    def __init__(self, outputs_kept: int) -> None:
+        self._outputs_kept = outputs_kept
+        self._lock = threading.Lock()
+        self._low: OrderedDict[int, int] = OrderedDict()
+        self._in_work: dict[AttemptKey, list[Delivery]] = {}
+        self._outputs: OrderedDict[AttemptKey, Output] = OrderedDict()
+
+    def is_stale(self, header: Header) -> bool:
+        """Note the message's low-watermark; whether the batch lies below the highest one seen."""
+        epoch, seq = header.batch_id
+        with self._lock:
+            low = max(self._low.pop(epoch, 0), header.low)
+            self._low[epoch] = low
+            while len(self._low) > EPOCHS_REMEMBERED:
+                self._low.popitem(last=False)
+            return seq < low
+
+    def join(self, key: AttemptKey, delivery: Delivery) -> bool:
+        """If this attempt is in work already, let ``delivery`` be acknowledged with it."""
+        with self._lock:
+            if key not in self._in_work:
+                return False
+            self._in_work[key].append(delivery)
+            return True
+
+    def output_of(self, key: AttemptKey) -> Output | None:
+        """The output of this attempt, if it is one of the last few."""
+        with self._lock:
+            return self._outputs.get(key)
+
+    def begin(self, key: AttemptKey, delivery: Delivery, output: Output) -> None:
+        """The output is about to be published; ``delivery`` waits for its acknowledgement."""
+        with self._lock:
+            self._in_work[key] = [delivery]
+            self._outputs[key] = output
+            self._outputs.move_to_end(key)
+            while len(self._outputs) > self._outputs_kept:
+                self._outputs.popitem(last=False)
+
+    def end(self, key: AttemptKey) -> list[Delivery]:
+        """The output is settled; the deliveries that may now be acknowledged."""
+        with self._lock:
+            return self._in_work.pop(key, [])
+
+    def in_work(self) -> int:
+        """How many outputs wait for the broker's acknowledgement."""
+        with self._lock:
+            return len(self._in_work)

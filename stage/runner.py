@@ -1,0 +1,236 @@
+"""The loop that everyone reads first: receive, check, run, check, publish, acknowledge.
+
+An input is acknowledged only after the broker has acknowledged its output, so a crash anywhere in
+between redelivers it. What cannot be accepted is refused with a reason to the client (a nack), or,
+when not even the client's name can be read, counted and reported; nothing is dropped silently, and
+nothing that arrives can end the loop. Specification: docs/adr/0005 and docs/wire-format.md.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+
+from broker.transport import Connection, Delivery, PublishOutcome
+from contract import topics
+from contract.activation import Activation, Header, Hop, decode, encode
+from contract.errors import (
+    BrokerError,
+    EngineError,
+    MessageTooLargeError,
+    TensorMismatchError,
+    WireFormatError,
+)
+from contract.nack import Nack, NackReason
+from contract.plan import Plan, StageSpec
+from contract.status import EventKind
+from contract.tensor_spec import Tensors, check_tensors
+from stage.counters import StageCounters
+from stage.dedup import AttemptKey, Output, SeenBatches
+from stage.engine import Engine
+
+Report = Callable[[EventKind, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStage:
+    """A stage of a plan with its shard in memory."""
+
+    plan: Plan
+    spec: StageSpec
+    engine: Engine
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the output is the result."""
+        return self.spec.stage_index + 1 == self.plan.num_stages
+
+
+def now_us() -> int:
+    """This device's Unix time in microseconds, for traces only: no decision rests on it."""
+    return time.time_ns() // 1000
+
+
+class StageRunner:
+    """Runs the batches of one device. :meth:`process` is called by the compute thread alone."""
+
+    def __init__(
+        self,
+        device: str,
+        cluster: str,
+        connection: Connection,
+        counters: StageCounters,
+        report: Report,
+        receive_maximum: int,
+    ) -> None:
+        self._device, self._cluster = device, cluster
+        self._connection, self._counters, self._report = connection, counters, report
+        self._seen = SeenBatches(outputs_kept=receive_maximum)
+        self._loaded: LoadedStage | None = None
+
+    @property
+    def loaded(self) -> LoadedStage | None:
+        """The shard in memory, if any."""
+        return self._loaded
+
+    def load(self, loaded: LoadedStage | None) -> None:
+        """Serve this stage from now on, or (``None``) refuse everything as not ready."""
+        self._loaded = loaded
+
+    def outputs_waiting(self) -> int:
+        """How many outputs the broker has not acknowledged yet."""
+        return self._seen.in_work()
+
+    def process(self, delivery: Delivery, received_us: int) -> None:
+        """Take one input to its end. Never raises for anything that the message holds."""
+        self._counters.add(bytes_in=len(delivery.payload))
+        try:
+            address = topics.parse_topic(delivery.topic)
+            activation = decode(delivery.payload, self._max_bytes())
+        except WireFormatError as error:
+            self._reject(delivery, str(error))
+            return
+        header = activation.header
+        refusal = self._refusal(address, header)
+        if refusal is not None:
+            self._refuse(header, *refusal, [delivery])
+            return
+        key = AttemptKey.of(header)
+        if self._seen.join(key, delivery):
+            self._counters.add(duplicates=1)
+            return
+        known = self._seen.output_of(key)
+        if known is not None:
+            self._counters.add(duplicates=1)
+            self._publish(key, header, delivery, known)
+            return
+        self._run(key, activation, delivery, received_us)
+
+    def _max_bytes(self) -> int | None:
+        return None if self._loaded is None else self._loaded.plan.max_message_bytes()
+
+    def _refusal(self, address: topics.Topic, header: Header) -> tuple[NackReason, str] | None:
+        """Why this message cannot be run here, judged by its header and topic alone."""
+        loaded = self._loaded
+        if loaded is None:
+            return NackReason.NOT_READY, f"{self._device} has no shard in memory"
+        plan_id, index = loaded.plan.plan_id, loaded.spec.stage_index
+        if header.plan_id != plan_id or address.plan_id != plan_id:
+            return NackReason.PLAN_MISMATCH, (
+                f"expected plan {plan_id}, got {header.plan_id:.40} on topic of {address.plan_id}"
+            )
+        if header.stage_index != index or address.stage_index != index:
+            return NackReason.INVALID, f"expected stage {index}, got {header.stage_index}"
+        if len(header.route) != loaded.plan.num_stages or header.route[index] != self._device:
+            return NackReason.INVALID, f"route {header.route!r:.200} does not lead through here"
+        if self._seen.is_stale(header):
+            return NackReason.STALE, f"batch {header.batch_id} is below the low-watermark"
+        return None
+
+    def _run(
+        self, key: AttemptKey, activation: Activation, delivery: Delivery, received_us: int
+    ) -> None:
+        loaded, header = self._loaded, activation.header
+        assert loaded is not None
+        where = f"stage {loaded.spec.stage_index} on {self._device}"
+        started_us, started = now_us(), time.perf_counter()
+        try:
+            images = check_tensors(f"{where}, input", loaded.spec.inputs, activation.tensors)
+            outputs = loaded.engine.run(activation.tensors)
+            check_tensors(f"{where}, output", loaded.spec.outputs, outputs)
+        except TensorMismatchError as error:
+            self._refuse(header, NackReason.INVALID, str(error), [delivery])
+            return
+        except EngineError as error:
+            self._refuse(header, NackReason.ENGINE_FAILED, str(error), [delivery])
+            return
+        self._counters.add(
+            batches=1,
+            images=images,
+            compute_s=time.perf_counter() - started,
+            wait_s=max(0, started_us - received_us) / 1e6,
+        )
+        hop = Hop(received_us, started_us, now_us(), 0)
+        self._publish(key, header, delivery, self._output(loaded, header, hop, outputs))
+
+    def _output(self, loaded: LoadedStage, header: Header, hop: Hop, outputs: Tensors) -> Output:
+        index = loaded.spec.stage_index + 1
+        sent_us = now_us()
+        onward = replace(
+            header,
+            stage_index=index,
+            sent_us=sent_us,
+            trace=(*header.trace, hop._replace(sent_us=sent_us)),
+        )
+        if loaded.is_last:
+            topic = topics.result_topic(self._cluster, header.client, self._device)
+        else:
+            topic = topics.input_topic(
+                self._cluster, header.route[index], header.plan_id, index, self._device
+            )
+        return Output(topic, encode(onward, outputs))
+
+    def _publish(self, key: AttemptKey, header: Header, delivery: Delivery, output: Output) -> None:
+        self._seen.begin(key, delivery, output)
+        published_at = time.perf_counter()
+        try:
+            future = self._connection.publish(output.topic, output.payload)
+        except MessageTooLargeError as error:
+            self._refuse(header, NackReason.PUBLISH_REFUSED, str(error), self._seen.end(key))
+            return
+        self._counters.add(bytes_out=len(output.payload))
+        future.add_done_callback(partial(self._published, key, header, published_at))
+
+    # From here on: called on the network thread, so nothing may wait.
+
+    def _published(
+        self, key: AttemptKey, header: Header, published_at: float, future: Future[PublishOutcome]
+    ) -> None:
+        self._counters.add(published=1, publish_s=time.perf_counter() - published_at)
+        deliveries = self._seen.end(key)
+        error = future.exception()
+        if error is not None:
+            self._refuse(header, NackReason.PUBLISH_REFUSED, str(error), deliveries)
+        elif future.result() is PublishOutcome.NO_SUBSCRIBER:
+            hop = header.stage_index + 1
+            to = header.route[hop] if hop < len(header.route) else header.client
+            self._refuse(header, NackReason.NO_SUBSCRIBER, f"nobody listens as {to}", deliveries)
+        else:
+            _acknowledge(deliveries)
+
+    def _reject(self, delivery: Delivery, detail: str) -> None:
+        """A message that names no client we could answer: count, report, let the broker forget."""
+        self._counters.add(rejected=1)
+        self._report(EventKind.MESSAGE_REJECTED, f"{delivery.topic}: {detail}")
+        delivery.ack()
+
+    def _refuse(
+        self, header: Header, reason: NackReason, detail: str, deliveries: list[Delivery]
+    ) -> None:
+        """Tell the client why; the input is acknowledged once the refusal is safe at the broker."""
+        self._counters.add(nacks=1)
+        if reason is not NackReason.STALE:
+            self._report(EventKind.MESSAGE_REJECTED, f"batch {header.batch_id}: {reason}: {detail}")
+        nack = Nack(
+            plan_id=header.plan_id,
+            epoch=f"{header.batch_id.epoch:016x}",
+            seq=header.batch_id.seq,
+            attempt=header.attempt,
+            stage_index=header.stage_index,
+            device=self._device,
+            reason=reason,
+            detail=detail[:2000],
+        )
+        topic = topics.nack_topic(self._cluster, header.client, self._device)
+        try:
+            future = self._connection.publish(topic, nack.model_dump_json().encode())
+        except BrokerError:
+            _acknowledge(deliveries)  # the client's deadline covers what it cannot be told
+            return
+        future.add_done_callback(lambda _done: _acknowledge(deliveries))
+
+
+def _acknowledge(deliveries: list[Delivery]) -> None:
+    for delivery in deliveries:
+        delivery.ack()

@@ -1,0 +1,77 @@
+"""Fixtures that every test may use: a Mosquitto of its own, a cluster name that nobody else has."""
+
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.connection import connector
+from broker.embedded import EmbeddedBroker
+from broker.transport import Connect
+from stage.agent import StageAgent, StageSettings
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("SHARDLINE_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def shared_broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture
+def connect(shared_broker: EmbeddedBroker) -> Connect:
+    return connector(shared_broker.address)
+
+
+@pytest.fixture
+def cluster() -> str:
+    """Unique, so that tests which share a broker never meet."""
+    return f"test-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def unique() -> str:
+    """A suffix for names that must be unique on a shared broker."""
+    return secrets.token_hex(4)
+
+
+StartStage = Callable[..., StageAgent]
+
+
+@pytest.fixture
+def start_stage(connect: Connect, cluster: str) -> Iterator[StartStage]:
+    """Starts device agents in threads; they are stopped at the end of the test."""
+    running: list[tuple[StageAgent, threading.Thread]] = []
+
+    def start(device: str, shards_dir: Path, **settings: object) -> StageAgent:
+        via = settings.pop("connect", connect)
+        agent = StageAgent(
+            StageSettings(
+                device=device,
+                shards_dir=shards_dir,
+                cluster=cluster,
+                connect_timeout_s=10,
+                **settings,  # type: ignore[arg-type]
+            ),
+            via,  # type: ignore[arg-type]
+        )
+        thread = threading.Thread(target=agent.run, name=device)
+        thread.start()
+        running.append((agent, thread))
+        return agent
+
+    yield start
+    for agent, _ in running:
+        agent.stop()
+    for _, thread in running:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
