@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
 from client.batch import Batch, BatchResult, DeadBatch, DeathReason, Ended
-from client.fleet import FleetView, is_live
+from contract.fleet import FleetView, is_live
 from client.ledger import Entry, Ledger
 from client.meter import PipelineMeter
 from client.retry import MAX_REFUSALS, RetryBudget, attempt_deadline_s, refusal_delay_s

@@ -1,4 +1,4 @@
-"""What the client knows of the devices: who is live for the plan, who failed. Pure."""
+"""What the retained statuses tell together: who is live for a plan, who failed. Pure."""
 
 from contract.plan import Plan
 from contract.status import DeviceState, DeviceStatus, ShardState
@@ -15,6 +15,10 @@ class FleetView:
         previous = self._statuses.get(status.device)
         self._statuses[status.device] = status
         return previous
+
+    def get(self, device: str) -> DeviceStatus | None:
+        """The latest status of a device, if it was ever seen."""
+        return self._statuses.get(device)
 
     def statuses(self) -> list[DeviceStatus]:
         """The latest status of every device seen."""

@@ -1,0 +1,42 @@
+"""Opens a pipeline in one call, for programs and for the command."""
+
+from broker.connection import connector
+from broker.transport import parse_address
+from client.pipeline import ClientSettings, Pipeline, random_client_name
+from contract.topics import DEFAULT_CLUSTER
+
+
+def open_pipeline(
+    broker: str,
+    *,
+    username: str | None = None,
+    password: str | None = None,
+    cluster: str = DEFAULT_CLUSTER,
+    name: str | None = None,
+    window: int | None = None,
+    ready_timeout_s: float = 60.0,
+) -> Pipeline:
+    """Connect to ``broker`` (host or host:port) and wait for a plan with ready devices.
+
+    Args:
+        name: this client's name, unique at the broker; it is the MQTT client id and, on a fleet
+            with access control, must be the user name. Made up when None.
+        window: batches in flight; 2 for each device when None.
+
+    Raises:
+        BrokerUnreachableError, NotAuthorisedError: no connection.
+        PlanError, ShardError, DeliveryError: no plan, a failed shard, or devices that stay away.
+    """
+    settings = ClientSettings(
+        name=name or username or random_client_name(),
+        cluster=cluster,
+        window=window,
+        ready_timeout_s=ready_timeout_s,
+    )
+    pipeline = Pipeline(settings, connector(parse_address(broker, username, password)))
+    try:
+        pipeline.open()
+    except BaseException:
+        pipeline.close()
+        raise
+    return pipeline

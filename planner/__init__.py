@@ -1,0 +1,12 @@
+"""Decides how a model is cut, and builds the shards.
+
+    imported = planner.importers.import_model("torchvision:resnet18", ImportOptions(...))
+    model    = planner.canonical.canonicalise(imported)     one ONNX form for everything
+    graph    = planner.graph.segment_graph(model)           cut points, and the segments between
+    profile  = planner.profiler.profile_segments(graph, batch_size)
+    plan     = planner.build.build_plan(imported, graph, PlanRequest(...))
+
+`planner.whole` is the unsplit model in one session, `planner.compare` the comparison of two
+answers, `planner.partition` and `planner.cost_model` the pure decisions. Importing this package
+loads nothing: torch is needed by the importers alone, onnx by what touches a graph.
+"""

@@ -1,0 +1,122 @@
+"""Hands a plan to the devices: places its stages, publishes it, waits until every stage is ready."""
+
+import queue
+import time
+from collections.abc import Sequence
+
+from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
+from contract import topics
+from contract.errors import DeliveryError, ShardError, WireFormatError
+from contract.fleet import FleetView, is_live
+from contract.plan import Plan, Replica, place
+from contract.status import DeviceState, parse_status
+from planner.progress import Progress
+
+
+class Publisher:
+    """A connection of the planner. Use as a context manager."""
+
+    def __init__(self, connect: Connect, cluster: str, name: str) -> None:
+        """Connect and listen to the devices.
+
+        Raises:
+            BrokerUnreachableError, NotAuthorisedError: no connection.
+        """
+        self._cluster = cluster
+        self._inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._fleet = FleetView()
+        self._connection = connect(
+            ConnectionSettings(name=name), Callbacks(on_delivery=self._inbox.put)
+        )
+        self._connection.subscribe(topics.status_filter(cluster))
+
+    def __enter__(self) -> "Publisher":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._connection.close(forget_session=True)
+
+    def place_on_online(self, plan: Plan, timeout_s: float) -> Plan:
+        """One stage for each device that is online, in the order of their names.
+
+        Raises:
+            DeliveryError: fewer devices than stages are online when the time is up.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            online = sorted(
+                status.device
+                for status in self._fleet.statuses()
+                if status.state is DeviceState.ONLINE
+            )
+            if len(online) >= plan.num_stages:
+                chosen = online[: plan.num_stages]
+                return place(plan, [[Replica(device=name)] for name in chosen], self._cluster)
+            if time.monotonic() > deadline:
+                raise DeliveryError(
+                    f"plan {plan.name} has {plan.num_stages} stages, {len(online)} devices are "
+                    f"online in cluster {self._cluster!r} ({', '.join(online) or 'none'}) after "
+                    f"{timeout_s:g} s; start `shardline stage` on more devices, or plan fewer stages"
+                )
+            self._listen()
+
+    def publish(self, plan: Plan) -> None:
+        """Publish the plan, retained, and wait until the broker has it.
+
+        Raises:
+            NotAuthorisedError: the broker does not let us.
+            DeliveryError: the broker does not acknowledge.
+        """
+        topic = topics.plan_topic(self._cluster)
+        future = self._connection.publish(topic, plan.to_json().encode(), retain=True)
+        try:
+            future.result(timeout=10)
+        except TimeoutError:
+            raise DeliveryError(f"{topic}: the broker has not acknowledged the plan") from None
+
+    def wait_until_ready(self, plan: Plan, timeout_s: float, progress: Progress) -> None:
+        """Wait until every device of the plan has its shard in memory.
+
+        Raises:
+            ShardError: a device cannot load its shard; says which and why.
+            DeliveryError: some are not ready in time; says which and what they do instead.
+        """
+        devices = [r.device for spot in plan.placement for r in spot.replicas]
+        deadline = time.monotonic() + timeout_s
+        while True:
+            ready = [d for d in devices if is_live(self._fleet.get(d), plan)]
+            progress("waiting for the devices", len(ready) / len(devices))
+            if len(ready) == len(devices):
+                return
+            failure = self._fleet.failure(plan)
+            if failure is not None:
+                raise ShardError(failure)
+            if time.monotonic() > deadline:
+                missing = ", ".join(
+                    f"{d} is {self._fleet.describe(d)}" for d in devices if d not in ready
+                )
+                raise DeliveryError(
+                    f"not ready after {timeout_s:g} s: {missing}; start `shardline stage` on these "
+                    "devices and look at their logs"
+                )
+            self._listen()
+
+    def _listen(self) -> None:
+        try:
+            delivery = self._inbox.get(timeout=0.1)
+        except queue.Empty:
+            return
+        try:
+            self._fleet.update(parse_status(delivery.payload))
+        except WireFormatError:
+            pass  # somebody else's message on a status topic tells us nothing
+        delivery.ack()
+
+
+def place_on(plan: Plan, devices: Sequence[str], cluster: str) -> Plan:
+    """One stage for each named device, in the order given.
+
+    Raises:
+        PlanError: not one device for each stage, or one named twice.
+    """
+    return place(plan, [[Replica(device=device)] for device in devices], cluster)

@@ -1,0 +1,25 @@
+"""The commands. Each imports its package only when it is called: `stage` must not load torch."""
+
+import typer
+
+from shardline.commands import (
+    broker,
+    demo,
+    doctor,
+    infer,
+    plan,
+    publish,
+    show,
+    stage,
+)
+
+app = typer.Typer(
+    name="shardline",
+    help="A drawer of Raspberry Pis becomes one inference machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (demo, plan, show, publish, stage, infer, broker, doctor):
+    app.command(name=command.__name__.rpartition(".")[2])(command.run)

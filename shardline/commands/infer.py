@@ -1,0 +1,109 @@
+"""`shardline infer`: inputs in, labelled results out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shardline import options
+from shardline.options import option
+
+
+def run(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder or glob of pictures, cifar10[:DIR], a .npy file, or dummy:N."
+        ),
+    ],
+    out: Annotated[
+        Path | None, option("--out", "Write one row an image: .jsonl, .csv, or - for stdout.")
+    ] = None,
+    local: Annotated[
+        Path | None,
+        option("--local", "Run this plan's stages in threads here, without a broker."),
+    ] = None,
+    whole: Annotated[
+        str | None, option("--whole", "Run this whole MODEL here: the single-device baseline.")
+    ] = None,
+    batch: Annotated[
+        int | None, option("--batch", "Images in a batch; default: what the plan says.", min=1)
+    ] = None,
+    window: options.Window = None,
+    top_k: Annotated[int, option("--top-k", "Classes listed for each image.", min=1)] = 5,
+    batch_timeout: Annotated[
+        float | None,
+        option("--batch-timeout", "Give a batch up after so many seconds; default: never."),
+    ] = None,
+    broker: options.Broker = options.DEFAULT_BROKER,
+    cluster: options.Cluster = options.DEFAULT_CLUSTER,
+    username: options.Username = None,
+    password_file: options.PasswordFile = None,
+    ready_timeout: options.ReadyTimeout = 60.0,
+    engine: options.Engine = "onnxruntime",
+    threads: options.Threads = 1,
+    weights: options.Weights = "DEFAULT",
+    seed: options.Seed = 0,
+    num_classes: options.NumClasses = None,
+    input_size: options.InputSize = None,
+    model_arg: options.ModelArg = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    preprocess: options.Preprocess = "auto",
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Feed inputs to the running pipeline and collect the answers.
+
+    Ends with exit code 0 only if every input that could be read has exactly one result.
+    """
+    from contextlib import ExitStack
+
+    from client.pipeline import ClientSettings, Pipeline, random_client_name
+    from contract.errors import SettingsError
+    from contract.plan import load_plan
+    from shardline.connecting import connect_to
+    from shardline.console import set_up_logging
+    from shardline.inference import Feeder, PipelineFeeder, run_inference
+
+    set_up_logging(verbose)
+    if local is not None and whole is not None:
+        raise SettingsError("--local and --whole: choose one")
+    with ExitStack() as stack:
+        feeder: Feeder
+        if whole is not None:
+            from shardline.importing import import_options
+            from shardline.whole import WholeFeeder
+
+            chosen = import_options(
+                weights, seed, num_classes, input_size, model_arg, mean, std, preprocess
+            )
+            feeder = WholeFeeder(whole, chosen, threads or 1, batch or 1)
+        elif local is not None:
+            from shardline.local import local_pipeline
+
+            plan = load_plan(local)
+            feeder = PipelineFeeder(
+                stack.enter_context(
+                    local_pipeline(
+                        plan,
+                        local if local.is_dir() else local.parent,
+                        engine=engine,
+                        threads=threads,
+                        window=window,
+                    )
+                )
+            )
+        else:
+            settings = ClientSettings(
+                name=username or random_client_name(),
+                cluster=cluster,
+                window=window,
+                ready_timeout_s=ready_timeout,
+                batch_timeout_s=batch_timeout,
+            )
+            connect = connect_to(broker, username, password_file)
+            pipeline = stack.enter_context(Pipeline(settings, connect))
+            pipeline.open()
+            feeder = PipelineFeeder(pipeline)
+        run_inference(feeder, source, batch, out, top_k, as_json)

@@ -1,0 +1,53 @@
+"""`shardline publish`: hand a plan to the devices."""
+
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shardline import options
+from shardline.options import option
+
+
+def run(
+    plan: Annotated[Path, typer.Argument(help="Folder that `shardline plan` wrote.")],
+    device: Annotated[
+        list[str] | None,
+        option(
+            "--device", "Device of the next stage, in order; repeatable. Default: those online."
+        ),
+    ] = None,
+    broker: options.Broker = options.DEFAULT_BROKER,
+    cluster: options.Cluster = options.DEFAULT_CLUSTER,
+    username: options.Username = None,
+    password_file: options.PasswordFile = None,
+    ready_timeout: options.ReadyTimeout = 60.0,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Place a plan on devices, publish it, and wait until every stage is ready."""
+    from contract.plan import load_plan
+    from planner.publish import Publisher, place_on
+    from shardline.connecting import connect_to
+    from shardline.console import out, print_json, set_up_logging, steps
+    from shardline.plan_table import placement_table
+
+    set_up_logging(verbose)
+    built = load_plan(plan)
+    connect = connect_to(broker, username, password_file)
+    name = username or f"planner-{secrets.token_hex(4)}"
+    with Publisher(connect, cluster, name) as publisher, steps("publishing") as step:
+        if device:
+            placed = place_on(built, device, cluster)
+        elif built.placement:
+            placed = place_on(built, [p.replicas[0].device for p in built.placement], cluster)
+        else:
+            placed = publisher.place_on_online(built, ready_timeout)
+        publisher.publish(placed)
+        publisher.wait_until_ready(placed, ready_timeout, step)
+    if as_json:
+        print_json(placed.model_dump(mode="json"))
+    else:
+        out.print(placement_table(placed))
+        out.print(f"plan {placed.plan_id} is published, all {placed.num_stages} stages are ready")

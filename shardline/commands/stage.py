@@ -1,0 +1,51 @@
+"""`shardline stage`: the device agent."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Annotated
+
+from shardline import options
+from shardline.options import option
+
+
+def run(
+    device: Annotated[str, option("--device", "This device's name, unique in the cluster.")],
+    shards: Annotated[
+        Path, option("--shards", "Folder with the shards that `shardline plan` wrote.")
+    ] = options.SHARDS_DIR,
+    broker: options.Broker = options.DEFAULT_BROKER,
+    cluster: options.Cluster = options.DEFAULT_CLUSTER,
+    username: options.Username = None,
+    password_file: options.PasswordFile = None,
+    engine: options.Engine = "onnxruntime",
+    threads: options.Threads = 0,
+    prepack: options.Prepack = True,
+    verbose: options.Verbose = False,
+) -> None:
+    """Run this device: obey the published plan, run one shard, until SIGTERM or Ctrl-C."""
+    from shardline.connecting import connect_to
+    from shardline.console import err, set_up_logging
+    from stage.agent import StageAgent, StageSettings
+
+    set_up_logging(verbose)
+    settings = StageSettings(
+        device=device,
+        shards_dir=shards,
+        cluster=cluster,
+        engine=engine,
+        threads=threads or available_cores(),
+        prepack=prepack,
+    )
+    agent = StageAgent(settings, connect_to(broker, username or device, password_file))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    err.print(f"device {device}: broker {broker}, shards in {shards}")
+    agent.run()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,206 @@
+"""Runs a source through a pipeline (or a whole model), writes the rows, shows the end."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from rich.table import Table
+
+from client.batch import Batch, DeadBatch, Ended
+from client.pipeline import Pipeline
+from client.prefetch import prefetch
+from client.results import ResultWriter, image_results, in_order, result_writer
+from client.sources import Source, batches, open_source
+from client.summary import Summary, Tally
+from contract.errors import DeliveryError, SettingsError, SourceError
+from contract.metrics import Ledger
+from contract.plan import ImageInput, TensorInput
+from contract.tensor_spec import TensorSpec
+from shardline.console import err, out, print_json, progress_bar
+
+READ_AHEAD_BATCHES = 4
+
+
+class Feeder(Protocol):
+    """Whatever answers batches: a pipeline, or a whole model in this process."""
+
+    @property
+    def input(self) -> ImageInput | TensorInput:
+        """How a picture becomes the input tensor."""
+        ...
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """The input tensor."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The names of the classes, where the model has names."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch at most."""
+        ...
+
+    def run(self, work: Iterable[Batch]) -> Iterator[Ended]:
+        """Each batch's end, in any order."""
+        ...
+
+    def ledger(self) -> Ledger:
+        """Where every batch is, after :meth:`run` has ended."""
+        ...
+
+    def waiting_for(self) -> str:
+        """What holds it up now; empty when nothing does."""
+        ...
+
+
+class PipelineFeeder:
+    """A pipeline as a :class:`Feeder`."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        plan = pipeline.plan
+        self._pipeline = pipeline
+        self.input = plan.model.input
+        self.tensor = plan.stages[0].inputs[0]
+        self.labels = plan.model.labels
+        self.batch_size = plan.batch_size
+
+    def run(self, work: Iterable[Batch]) -> Iterator[Ended]:
+        """See :class:`Feeder`."""
+        return self._pipeline.run(work)
+
+    def ledger(self) -> Ledger:
+        """See :class:`Feeder`."""
+        return self._pipeline.counts(finished=True)
+
+    def waiting_for(self) -> str:
+        """See :class:`Feeder`."""
+        return self._pipeline.waiting_for()
+
+
+def open_any_source(text: str, feeder: Feeder) -> Source:
+    """The source that ``text`` names, datasets included.
+
+    Raises:
+        SourceError: nothing there that the model can take.
+    """
+    if text == "cifar10" or text.startswith("cifar10:"):
+        from shardline.datasets import cifar10_source
+
+        return cifar10_source(text, feeder.input)
+    return open_source(text, feeder.input, feeder.tensor, feeder.labels)
+
+
+def run_inference(
+    feeder: Feeder, text: str, batch: int | None, out_path: Path | None, top_k: int, as_json: bool
+) -> Summary:
+    """Feed, write, print.
+
+    Raises:
+        SourceError: the source holds nothing usable.
+        DeliveryError: some batch has no result; the summary is printed before.
+    """
+    source = open_any_source(text, feeder)
+    size = min(batch or feeder.batch_size, feeder.batch_size)
+    if batch is not None and batch > feeder.batch_size:
+        raise SettingsError(
+            f"--batch {batch}: this plan was made for at most {feeder.batch_size}; plan it again "
+            f"with --batch {batch}"
+        )
+    with ExitStack() as stack:
+        writer = _open_writer(out_path, feeder.labels, top_k, stack)
+        summary, dead = _consume(feeder, source, size, writer, top_k)
+    for detail in source.skipped:
+        err.print(f"skipped: {detail}", markup=False, soft_wrap=True)
+    for death in dead:
+        err.print(f"no result: batch {death.batch_id}: {death.reason}: {death.detail}")
+    if as_json:
+        print_json(summary.model_dump(mode="json"))
+    elif str(out_path) != "-":
+        out.print(summary_table(summary))
+    if summary.images == 0 and source.skipped:
+        raise SourceError(f"{text}: none of its {source.total} pictures could be read")
+    if summary.ledger.dead or summary.ledger.lost:
+        raise DeliveryError(
+            f"{summary.ledger.dead} batches were given up and {summary.ledger.lost} are lost"
+        )
+    return summary
+
+
+def _consume(
+    feeder: Feeder, source: Source, batch_size: int, writer: ResultWriter | None, top_k: int
+) -> tuple[Summary, list[DeadBatch]]:
+    tally = Tally()
+    work = prefetch(batches(source.items, feeder.tensor.name, batch_size), READ_AHEAD_BATCHES)
+    started = time.perf_counter()
+    with progress_bar() as bar:
+        task = bar.add_task("images", total=source.total, note="")
+        for end in in_order(feeder.run(work)):
+            if isinstance(end, DeadBatch):
+                tally.dead.append(end)
+                if writer is not None:
+                    writer.write_dead(end)
+                continue
+            rows = image_results(end, top_k)
+            tally.add(end, rows)
+            if writer is not None:
+                for row in rows:
+                    writer.write(row)
+            elapsed = time.perf_counter() - started
+            bar.update(
+                task,
+                completed=tally.images,
+                note=feeder.waiting_for() or f"{tally.images / elapsed:.1f} images/s",
+            )
+    seconds = time.perf_counter() - started
+    return tally.summary(seconds, len(source.skipped), feeder.ledger()), tally.dead
+
+
+def _open_writer(
+    path: Path | None, labels: Sequence[str], top_k: int, stack: ExitStack
+) -> ResultWriter | None:
+    if path is None:
+        return None
+    if str(path) == "-":
+        return result_writer(path, sys.stdout, labels, top_k)
+    result_writer(path, sys.stdout, labels, top_k) if path.suffix == "" else None
+    try:
+        file = stack.enter_context(path.open("w", newline="", encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--out {path}: cannot write it ({error.strerror})") from error
+    return result_writer(path, file, labels, top_k)
+
+
+def summary_table(summary: Summary) -> Table:
+    """A run's figures for people."""
+    table = Table(show_header=False, box=None)
+    skipped = f", {summary.skipped} skipped" if summary.skipped else ""
+    table.add_row("images", f"{summary.images:,} in {summary.seconds:.2f} s{skipped}")
+    table.add_row("throughput", f"{summary.images_per_s:,.1f} images/s")
+    if summary.latency_ms_p50 is not None:
+        table.add_row(
+            "batch latency",
+            f"p50 {summary.latency_ms_p50:,.1f} ms, p95 {summary.latency_ms_p95:,.1f} ms, "
+            f"p99 {summary.latency_ms_p99:,.1f} ms",
+        )
+    if summary.accuracy is not None:
+        table.add_row(
+            "accuracy", f"{summary.accuracy:.2%} ({summary.correct} of {summary.labelled})"
+        )
+    table.add_row("ledger", ledger_line(summary.ledger))
+    return table
+
+
+def ledger_line(ledger: Ledger) -> str:
+    """The ledger in one line."""
+    return (
+        f"{ledger.submitted} batches submitted = {ledger.delivered} delivered, {ledger.lost} lost, "
+        f"{ledger.dead} dead; {ledger.retried} retried, {ledger.duplicates_dropped} duplicates "
+        "dropped"
+    )
