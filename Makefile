@@ -1,0 +1,43 @@
+# Everything that a person or CI runs. Each target does its own set-up first.
+#
+#   make demo [MODEL=torchvision:resnet18]   the whole path on this machine, result checked
+#   make test                                lint, types, import rules, tests against a real Mosquitto
+#   make lint                                only the first two
+#   make bench                               the benchmarks; prints ratios taken in one run
+#   make setup                               virtual environment in .venv, Mosquitto
+#
+# TORCH_INDEX_URL: another pip index for torch, such as PyTorch's index of CPU builds, where pip's
+# default torch would bring several GB of CUDA packages.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o errexit -o pipefail -o nounset -c
+.DEFAULT_GOAL := help
+export TORCH_INDEX_URL
+VENV := .venv/bin
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@$(VENV)/shardline demo $(if $(MODEL),--model "$(MODEL)")
+
+lint: setup
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/mypy
+
+test: lint
+	$(VENV)/python -m pytest
+
+bench: setup
+	$(VENV)/python -m bench.hop
+	$(VENV)/python -m bench.pipeline
+	$(VENV)/python -m bench.memory
+
+clean:
+	rm -rf .venv shards/built build *.egg-info .pytest_cache .mypy_cache .ruff_cache
