@@ -1,1 +1,1 @@
-"""Benchmarks. Each prints ratios taken in one run; absolute figures mean nothing on another machine."""
+"""Benchmarks. Each prints ratios taken in one run; absolute figures mean nothing elsewhere."""

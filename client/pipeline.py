@@ -69,6 +69,7 @@ class Feed:
     router: Router
     meter: PipelineMeter
     budget: RetryBudget
+    max_message_bytes: int
 
 
 def _num_devices(plan: Plan) -> int:
@@ -185,13 +186,16 @@ class Pipeline:
         """
         source = iter(batches)
         exhausted = False
-        while not exhausted or self._ledger.in_flight:
+        self._last_tick = time.monotonic()  # no batch was waiting since the last run
+        while True:
             while not exhausted and self._has_room():
                 batch = next(source, None)
                 if batch is None:
                     exhausted = True
                     break
                 self._submit(batch)
+            if exhausted and not self._ledger.in_flight:
+                break
             self._handle_next(timeout_s=TICK_S)
             self._tick()
             ended, self._ended = self._ended, []
@@ -311,7 +315,7 @@ class Pipeline:
 
     def _on_result(self, delivery: Delivery) -> None:
         plan = self.plan
-        header, outputs = decode(delivery.payload, plan.max_message_bytes())
+        header, outputs = decode(delivery.payload, self._fed.max_message_bytes)
         if not self._ledger.knows(header.batch_id) or header.plan_id != plan.plan_id:
             raise WireFormatError(f"a result of another run: batch {header.batch_id}")
         entry = self._ledger.find(header.batch_id)
@@ -386,7 +390,9 @@ class Pipeline:
         changed = previous is not None and previous.plan.plan_id != plan.plan_id
         if previous is None or changed:
             meter = PipelineMeter(self._settings.name, plan, window, now)
-            self._feed = Feed(plan, router, meter, RetryBudget(window, now))
+            self._feed = Feed(
+                plan, router, meter, RetryBudget(window, now), plan.max_message_bytes()
+            )
         else:  # the same stages on other devices
             self._feed = replace(previous, plan=plan, router=router)
         if changed:

@@ -11,7 +11,7 @@ import platform
 import queue
 import secrets
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +178,7 @@ class StageAgent:
                 and (loaded.plan.plan_id, loaded.spec.stage_index)
                 == (plan.plan_id, spec.stage_index)
             ):
-                self._runner.load(LoadedStage(plan, spec, loaded.engine))
+                self._runner.load(replace(loaded, plan=plan, spec=spec))
                 return
             self._runner.load(None)
             loaded.engine.close()
@@ -193,7 +193,7 @@ class StageAgent:
             self._set_shard(ShardState.FAILED, plan, spec, str(error))
             self._reporter.report(EventKind.SHARD_FAILED, str(error))
             return
-        self._runner.load(LoadedStage(plan, spec, engine))
+        self._runner.load(LoadedStage(plan, spec, engine, plan.max_message_bytes()))
         self._set_shard(ShardState.READY, plan, spec)
         log.info("stage %d of plan %s is ready", spec.stage_index, plan.plan_id)
 

@@ -40,6 +40,7 @@ class LoadedStage:
     plan: Plan
     spec: StageSpec
     engine: Engine
+    max_message_bytes: int
 
     @property
     def is_last(self) -> bool:
@@ -108,7 +109,7 @@ class StageRunner:
         self._run(key, activation, delivery, received_us)
 
     def _max_bytes(self) -> int | None:
-        return None if self._loaded is None else self._loaded.plan.max_message_bytes()
+        return None if self._loaded is None else self._loaded.max_message_bytes
 
     def _refusal(self, address: topics.Topic, header: Header) -> tuple[NackReason, str] | None:
         """Why this message cannot be run here, judged by its header and topic alone."""

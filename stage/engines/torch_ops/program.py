@@ -42,6 +42,7 @@ class Step:
     """One node. ``last_used`` are the values that no later node reads."""
 
     label: str
+    operator: str
     function: partial[Result]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -67,6 +68,12 @@ class Program:
         self._constants = _load_constants(model, shard)
         self.inputs = tuple(v.name for v in model.graph.input if v.name not in self._constants)
         self.outputs = tuple(v.name for v in model.graph.output)
+        expected = {spec.name for spec in shard.manifest.inputs}
+        if expected != set(self.inputs):
+            raise EngineError(
+                f"{self._where}: expected inputs {sorted(expected)}, the graph takes "
+                f"{sorted(self.inputs)}; build the plan again with `shardline plan`"
+            )
         self._steps = self._compile(model.graph.node)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,7 +100,7 @@ class Program:
     def prefer_channels_last(self) -> None:
         """Store 2-D convolution weights channels-last; activations then follow by themselves."""
         for step in self._steps:
-            name = step.inputs[1] if step.label.endswith("(Conv)") else ""
+            name = step.inputs[1] if step.operator == "Conv" else ""
             if name in self._constants and self._constants[name].ndim == 4:
                 self._constants[name] = self._constants[name].contiguous(
                     memory_format=torch.channels_last
@@ -117,6 +124,7 @@ class Program:
             steps.append(
                 Step(
                     label,
+                    node.op_type,
                     self._bind(node, label),
                     tuple(node.input),
                     tuple(node.output),

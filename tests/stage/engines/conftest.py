@@ -20,9 +20,7 @@ def tensor_spec(value: ValueInfoProto) -> TensorSpec:
     return TensorSpec(
         name=value.name,
         dtype=np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name,
-        shape=tuple(
-            d.dim_value if d.HasField("dim_value") else "batch" for d in tensor.shape.dim
-        ),
+        shape=tuple(d.dim_value if d.HasField("dim_value") else "batch" for d in tensor.shape.dim),
     )
 
 
@@ -63,4 +61,4 @@ def write_shard(folder: Path, model: ModelProto) -> Shard:
 
 @pytest.fixture
 def shard_of(tmp_path: Path) -> ShardOf:
-    return lambda model: write_shard(tmp_path / "stage-0", model)
+    return lambda model: write_shard(tmp_path / f"stage-{len(list(tmp_path.iterdir()))}", model)
