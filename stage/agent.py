@@ -33,6 +33,7 @@ from contract.tensor_spec import BATCH
 from shards.reader import find_shard, read_shard
 from stage.counters import StageCounters
 from stage.engine import Engine, engine_class, load_engine
+from stage.memory import release_free_memory
 from stage.metrics import DeviceMeter
 from stage.reporter import EventReporter
 from stage.runner import LoadedStage, StageRunner, now_us
@@ -182,6 +183,8 @@ class StageAgent:
                 return
             self._runner.load(None)
             loaded.engine.close()
+            del loaded
+            release_free_memory()
         if plan is None or spec is None:
             self._set_shard(ShardState.IDLE)
             return
@@ -213,6 +216,7 @@ class StageAgent:
                 for tensor in spec.inputs
             }
         )
+        release_free_memory()
         return engine
 
     def _set_shard(

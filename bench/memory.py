@@ -1,0 +1,161 @@
+"""Memory of a stage process that holds half a model, beside one that holds all of it, and torch.
+
+    python -m bench.memory [--model resnet50] [--batch 1]
+
+The model is cut where half of its weights lie on each side. Each stage process is the real
+`shardline stage`; steady is its resident memory after 20 batches, peak is VmHWM, both in MB (10^6
+bytes). Mapped weights count as resident once touched. Linux only.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from broker.connection import connector
+from broker.embedded import EmbeddedBroker
+from client.batch import Batch
+from client.pipeline import ClientSettings, Pipeline
+from contract.plan import Plan, Replica, load_plan
+from planner.build import PlanRequest, build_plan
+from planner.canonical import canonicalise
+from planner.graph import SegmentedGraph, segment_graph
+from planner.importers import ImportOptions, import_model
+from planner.publish import Publisher
+
+BATCHES = 20
+AIM_BASE_BYTES = 90e6
+AIM_FACTOR = 1.3
+
+
+def half_weight_cut(graph: SegmentedGraph) -> str:
+    """The cut point with nearest to half of the weights before it."""
+    total = sum(segment.weight_bytes for segment in graph.segments)
+    before, best = 0, ("", float("inf"))
+    for cut, segment in zip(graph.cuts, graph.segments, strict=False):
+        before += segment.weight_bytes
+        best = min(best, (cut.name, abs(before - total / 2)), key=lambda pair: pair[1])
+    return best[0]
+
+
+def prepare(model: str, batch: int, folder: Path) -> tuple[Plan, Plan]:
+    """The model in two halves, and whole."""
+    names = [f"{model}-{batch}-halves", f"{model}-{batch}-all"]
+    if all((folder / name / "plan.json").is_file() for name in names):
+        halves, whole = (load_plan(folder / name) for name in names)
+        return halves, whole
+    imported = import_model(f"torchvision:{model}", ImportOptions(weights="random"))
+    graph = segment_graph(canonicalise(imported))
+    cuts = ((half_weight_cut(graph),), ())
+    plans = []
+    for name, cut in zip(names, cuts, strict=True):
+        devices = tuple((Replica(device=f"mem-{index}"),) for index in range(len(cut) + 1))
+        request = PlanRequest(
+            name, folder, cuts=cut or None, num_stages=1, batch_size=batch, devices=devices
+        )
+        plans.append(build_plan(imported, graph, request))
+    return plans[0], plans[1]
+
+
+def resident(pid: int) -> tuple[float, float]:
+    """Steady and peak resident memory in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return float(psutil.Process(pid).memory_info().rss), float(peak.split()[1]) * 1024
+
+
+def measure(plan: Plan, folder: Path, prepack: bool) -> list[dict[str, object]]:
+    """One row for each stage of the plan."""
+    with ExitStack() as stack:
+        broker = stack.enter_context(EmbeddedBroker())
+        connect = connector(broker.address)
+        processes = []
+        for place in plan.placement:
+            command = [sys.executable, "-m", "shardline", "stage", "--threads", "1"]
+            command += ["--device", place.replicas[0].device, "--shards", str(folder / plan.name)]
+            command += ["--broker", str(broker.address)] + ([] if prepack else ["--no-prepack"])
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            processes.append(process)
+        with Publisher(connect, "default", "planner") as publisher:
+            publisher.publish(plan)
+            publisher.wait_until_ready(plan, 60, lambda _step, _fraction: None)
+        pipeline = stack.enter_context(Pipeline(ClientSettings("bench"), connect))
+        pipeline.open()
+        spec = plan.stages[0].inputs[0]
+        shape = (plan.batch_size, *(int(size) for size in spec.shape[1:]))
+        batch = Batch({spec.name: np.zeros(shape, spec.dtype)}, ("x",) * plan.batch_size)
+        list(pipeline.run([batch] * BATCHES))
+        rows: list[dict[str, object]] = []
+        for process, stage in zip(processes, plan.stages, strict=True):
+            steady, peak = resident(process.pid)
+            # In hand at once: receive-maximum inputs, as many outputs, and what the engine keeps.
+            per_image = stage.input_bytes_per_image + stage.output_bytes_per_image
+            activations = 3 * per_image * plan.batch_size
+            aim = stage.weight_bytes * AIM_FACTOR + activations + AIM_BASE_BYTES
+            rows.append(
+                {
+                    "process": f"{plan.name} stage {stage.stage_index}"
+                    + ("" if prepack else ", no prepack"),
+                    "weights_mb": round(stage.weight_bytes / 1e6, 1),
+                    "steady_mb": round(steady / 1e6, 1),
+                    "peak_mb": round(peak / 1e6, 1),
+                    "aim_mb": round(aim / 1e6, 1),
+                }
+            )
+        return rows
+
+
+def torch_only() -> dict[str, object]:
+    """A process that has imported torch and nothing else."""
+    code = "import torch, sys; print('ready', flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    process.stdout.readline()
+    steady, peak = resident(process.pid)
+    process.stdin.close()
+    process.wait()
+    return {
+        "process": "import torch, nothing else",
+        "weights_mb": 0.0,
+        "steady_mb": round(steady / 1e6, 1),
+        "peak_mb": round(peak / 1e6, 1),
+        "aim_mb": None,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--plans", type=Path, default=Path("shards/built/bench"))
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    arguments = parser.parse_args()
+    halves, whole = prepare(arguments.model, arguments.batch, arguments.plans)
+    rows = [torch_only()]
+    for prepack in (True, False):
+        rows += measure(halves, arguments.plans, prepack)
+        rows += measure(whole, arguments.plans, prepack)
+    print(f"{'process':38} {'weights':>8} {'steady':>8} {'peak':>8} {'aim':>8}   MB")
+    for row in rows:
+        aim = "" if row["aim_mb"] is None else f"{row['aim_mb']:8}"
+        print(
+            f"{row['process']:38} {row['weights_mb']:8} {row['steady_mb']:8} "
+            f"{row['peak_mb']:8} {aim:>8}"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
