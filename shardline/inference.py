@@ -200,7 +200,7 @@ def summary_table(summary: Summary) -> Table:
 def ledger_line(ledger: Ledger) -> str:
     """The ledger in one line."""
     return (
-        f"{ledger.submitted} batches submitted = {ledger.delivered} delivered, {ledger.lost} lost, "
-        f"{ledger.dead} dead; {ledger.retried} retried, {ledger.duplicates_dropped} duplicates "
-        "dropped"
+        f"{ledger.submitted} submitted = {ledger.delivered} delivered, {ledger.lost} lost, "
+        f"{ledger.dead} dead\n"
+        f"{ledger.retried} retried, {ledger.duplicates_dropped} duplicates dropped"
     )

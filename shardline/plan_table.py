@@ -1,16 +1,19 @@
 """Plans as tables for people."""
 
+from rich import box
 from rich.table import Table
 
 from contract.plan import Plan
+from contract.tensor_spec import BATCH, TensorSpec
 from shardline.console import size
 
 
 def stages_table(plan: Plan) -> Table:
     """One row a stage: what it holds, what it computes, what it sends on."""
-    table = Table(title=f"{plan.name}  ·  plan {plan.plan_id}", title_justify="left")
-    for column in ("stage", "segments", "weights", "MFLOP/image", "predicted ms/batch", "sends"):
+    table = new_table(f"{plan.name}  ·  plan {plan.plan_id}")
+    for column in ("stage", "segments", "weights", "MFLOP", "ms/batch", "sends/image"):
         table.add_column(column, justify="left" if column == "stage" else "right")
+    table.add_column("tensor")
     for stage in plan.stages:
         predicted = stage.predicted_ms_per_batch
         table.add_row(
@@ -19,21 +22,33 @@ def stages_table(plan: Plan) -> Table:
             size(stage.weight_bytes),
             f"{stage.flops_per_image / 1e6:,.1f}",
             "—" if predicted is None else f"{predicted:.1f}",
-            f"{size(stage.output_bytes_per_image)}/image  {stage.outputs[0].name}",
+            size(stage.output_bytes_per_image),
+            f"{shape(stage.outputs[0])} {stage.outputs[0].name}",
         )
     return table
 
 
 def placement_table(plan: Plan) -> Table:
     """One row a device: its stage and the topics that carry its batches."""
-    table = Table(title=f"{plan.name}  ·  topic map", title_justify="left")
-    for column in ("stage", "device", "subscribes to", "publishes to"):
+    table = new_table(f"{plan.name}  ·  topic map")
+    for column in ("stage", "device", "", "topics"):
         table.add_column(column, overflow="fold")
     for line in plan.topic_map:
-        table.add_row(
-            str(line.stage_index), line.device, line.subscribes, "\n".join(line.publishes)
-        )
+        directions = "\n".join(("in", *("out" for _ in line.publishes)))
+        topics = "\n".join((line.subscribes, *line.publishes))
+        table.add_row(str(line.stage_index), line.device, directions, topics)
     return table
+
+
+def new_table(title: str) -> Table:
+    """A table with few lines, its title on the left."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def shape(spec: TensorSpec) -> str:
+    """One image's share of a tensor: ``64×56×56``; its dtype when it is not float32."""
+    sizes = "×".join(str(size) for size in spec.shape if size != BATCH) or "1"
+    return sizes if spec.dtype == "float32" else f"{sizes} {spec.dtype}"
 
 
 def verification_line(plan: Plan) -> str:

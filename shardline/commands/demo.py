@@ -137,30 +137,27 @@ def _print(
     total_seconds: float,
     reference: str,
 ) -> None:
-    from rich import box
     from rich.table import Table
 
     from shardline.console import out, size
     from shardline.demo import stage_shares
     from shardline.inference import ledger_line
+    from shardline.plan_table import new_table, shape
 
-    table = Table(
-        title=f"{plan.model.name} in {plan.num_stages} stages  ·  plan {plan.plan_id}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
+    table = new_table(f"{plan.model.name} in {plan.num_stages} stages  ·  plan {plan.plan_id}")
     table.add_column("stage")
-    table.add_column("share of time")
-    for column in ("weights", "to the next", "tensor"):
+    table.add_column("share of time", no_wrap=True)
+    for column in ("weights", "sends/image"):
         table.add_column(column, justify="right")
+    table.add_column("tensor")
     for stage, share in zip(plan.stages, stage_shares(results, plan), strict=True):
         bar = "█" * max(1, round(share * 20))
         table.add_row(
             str(stage.stage_index),
             f"[cyan]{bar:<20}[/] {share:4.0%}",
             size(stage.weight_bytes),
-            f"{size(stage.output_bytes_per_image)}/image",
-            stage.outputs[0].describe(),
+            size(stage.output_bytes_per_image),
+            shape(stage.outputs[0]),
         )
     out.print(table)
     facts = Table(show_header=False, box=None)

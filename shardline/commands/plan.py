@@ -106,9 +106,8 @@ def plan_name(model: str) -> str:
 
 
 def _print_cuts(graph: "SegmentedGraph", as_json: bool) -> None:
-    from rich.table import Table
-
     from shardline.console import out, print_json, size
+    from shardline.plan_table import new_table, shape
 
     rows: list[dict[str, Any]] = []
     weight_bytes = flops = 0
@@ -120,6 +119,7 @@ def _print_cuts(graph: "SegmentedGraph", as_json: bool) -> None:
                 "cut": cut_point.name,
                 "scope": cut_point.scope,
                 "tensor": cut_point.spec.describe(),
+                "shape": shape(cut_point.spec),
                 "activation_bytes_per_image": cut_point.spec.bytes_per_image,
                 "cumulative_weight_bytes": weight_bytes,
                 "cumulative_flops_per_image": flops,
@@ -129,15 +129,16 @@ def _print_cuts(graph: "SegmentedGraph", as_json: bool) -> None:
         print_json(rows)
         return
     title = f"{len(rows)} legal cut points of {graph.model.info.name}"
-    table = Table(title=title, title_justify="left")
-    for column in ("cut", "in", "tensor", "activation/image", "weights so far", "MFLOP so far"):
-        right = column in ("activation/image", "weights so far", "MFLOP so far")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    table = new_table(title)
+    for column in ("cut", "in", "tensor"):
+        table.add_column(column, overflow="fold")
+    for column in ("sends/image", "weights before", "MFLOP before"):
+        table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
             str(row["cut"]),
             str(row["scope"]),
-            str(row["tensor"]),
+            str(row["shape"]),
             size(row["activation_bytes_per_image"]),
             size(row["cumulative_weight_bytes"]),
             f"{row['cumulative_flops_per_image'] / 1e6:,.1f}",
