@@ -185,6 +185,7 @@ class PahoConnection:
     def _stop_network(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+        self._client._reset_sockets()  # paho leaves its wake-up sockets to the garbage collector
         self._connected = False
 
     # Callbacks: all on paho's network thread.

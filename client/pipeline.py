@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
 from client.batch import Batch, BatchResult, DeadBatch, DeathReason, Ended
-from contract.fleet import FleetView, is_live
 from client.ledger import Entry, Ledger
 from client.meter import PipelineMeter
 from client.retry import MAX_REFUSALS, RetryBudget, attempt_deadline_s, refusal_delay_s
@@ -27,9 +26,10 @@ from contract.errors import (
     ShardError,
     WireFormatError,
 )
+from contract.fleet import FleetView, is_live
 from contract.metrics import Ledger as LedgerCounts
 from contract.metrics import PipelineMetrics
-from contract.nack import POISONOUS, parse_nack
+from contract.nack import POISONOUS, Nack, parse_nack
 from contract.plan import Plan, parse_plan
 from contract.status import DeviceStatus, Event, EventKind, parse_status
 from contract.tensor_spec import check_tensors
@@ -299,23 +299,25 @@ class Pipeline:
             self._on_connected(session_present=item)
             return
         try:
-            kind = topics.parse_topic(item.topic).kind
-            if kind == "result":
-                self._on_result(item)
-            elif kind == "nack":
-                self._on_nack(item)
-            elif kind == "status":
-                self._on_status(parse_status(item.payload))
-            elif kind == "plan":
+            topic = topics.parse_topic(item.topic)
+            if topic.kind == "result":
+                self._on_result(item.payload, topic.sender)
+            elif topic.kind == "nack":
+                self._on_nack(parse_nack(item.payload, topic.sender))
+            elif topic.kind == "status":
+                self._on_status(parse_status(item.payload, topic.sender))
+            elif topic.kind == "plan":
                 self._on_plan(item)
         except WireFormatError as error:
             self._rejected += 1
             self._report(EventKind.MESSAGE_REJECTED, f"{item.topic}: {error}")
         item.ack()
 
-    def _on_result(self, delivery: Delivery) -> None:
+    def _on_result(self, payload: bytes, sender: str | None) -> None:
         plan = self.plan
-        header, outputs = decode(delivery.payload, self._fed.max_message_bytes)
+        header, outputs = decode(payload, self._fed.max_message_bytes)
+        if header.route[-1] != sender:
+            raise WireFormatError(f"a result of {header.route[-1]} on the topic of {sender}")
         if not self._ledger.knows(header.batch_id) or header.plan_id != plan.plan_id:
             raise WireFormatError(f"a result of another run: batch {header.batch_id}")
         entry = self._ledger.find(header.batch_id)
@@ -339,8 +341,7 @@ class Pipeline:
         self._fed.meter.add(result)
         self._ended.append(result)
 
-    def _on_nack(self, delivery: Delivery) -> None:
-        nack = parse_nack(delivery.payload)
+    def _on_nack(self, nack: Nack) -> None:
         self._fed.router.end((nack.batch_id, nack.attempt))
         entry = self._ledger.find(nack.batch_id)
         if entry is None or nack.attempt != entry.attempt:
@@ -361,18 +362,19 @@ class Pipeline:
         self._feed.router.set_live(status.device, live)
         restarted = previous is not None and previous.boot != status.boot
         if was_live and (restarted or not live):
-            self._resend(f"device {status.device} was lost", status.device)
+            self._report(EventKind.DEVICE_LOST, f"device {status.device}: {status.state}")
+            self._resend(status.device)
 
     def _on_connected(self, session_present: bool) -> None:
         if self._feed is not None and not session_present:
-            self._resend("the broker forgot our session")
+            log.warning("the broker forgot our session: sending all open batches again")
+            self._resend()
 
-    def _resend(self, why: str, device: str | None = None) -> None:
-        """Let the attempts that may be lost be due at once."""
+    def _resend(self, device: str | None = None) -> None:
+        """Let the attempts that may be lost (with ``device``, or all) be due at once."""
         for entry in self._ledger.open_entries():
             if device is None or device in entry.route:
                 entry.retry_at = self._active_s
-        log.warning("%s", why)
 
     def _on_plan(self, delivery: Delivery) -> None:
         if not delivery.payload:
@@ -396,7 +398,8 @@ class Pipeline:
         else:  # the same stages on other devices
             self._feed = replace(previous, plan=plan, router=router)
         if changed:
-            self._resend(f"the plan changed to {plan.plan_id}")
+            self._report(EventKind.PLAN_CHANGED, f"now plan {plan.plan_id} ({plan.name})")
+            self._resend()
 
     # Telling
 

@@ -182,7 +182,14 @@ def decode(payload: bytes, max_bytes: int | None = None) -> Activation:
         tensors = _parse_tensors(document, payload, 8 + header_bytes)
     except WireFormatError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise WireFormatError(f"message header is not valid: {error!r:.200}") from error
     return Activation(header, tensors)
 
@@ -194,7 +201,9 @@ def _count(metadata: dict[str, str], key: str) -> int:
     return int(text)
 
 
-def _parse_metadata(metadata: dict[str, str]) -> Header:
+def _parse_metadata(metadata: dict[str, Any]) -> Header:
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise WireFormatError("message header: a field of __metadata__ is not a string")
     if metadata.get("format") != FORMAT:
         raise WireFormatError(
             f"message format {metadata.get('format')!r:.40}, expected {FORMAT!r}; "

@@ -47,15 +47,18 @@ class Nack(FrozenModel):
         return BatchId(int(self.epoch, 16), self.seq)
 
 
-def parse_nack(payload: bytes) -> Nack:
-    """Read a refusal.
+def parse_nack(payload: bytes, topic_device: str | None = None) -> Nack:
+    """Read a refusal; ``topic_device`` is the sender that its topic names.
 
     Raises:
-        WireFormatError: it is not one.
+        WireFormatError: it is not one, or speaks for another device.
     """
     if len(payload) > MAX_NACK_BYTES:
         raise WireFormatError(f"nack of {len(payload):,} bytes, at most {MAX_NACK_BYTES:,}")
     try:
-        return Nack.model_validate_json(payload)
+        nack = Nack.model_validate_json(payload)
     except ValidationError as error:
         raise WireFormatError(f"not a nack: {error.errors()[0]['msg']}") from error
+    if topic_device is not None and nack.device != topic_device:
+        raise WireFormatError(f"nack of {nack.device!r:.80} on the topic of {topic_device!r}")
+    return nack

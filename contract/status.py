@@ -80,15 +80,19 @@ class Event(FrozenModel):
     count: int = 1
 
 
-def parse_status(payload: bytes) -> DeviceStatus:
-    """Read a status message.
+def parse_status(payload: bytes, topic_device: str | None = None) -> DeviceStatus:
+    """Read a status message; ``topic_device`` is the device that its topic names.
 
     Raises:
-        WireFormatError: it is not one.
+        WireFormatError: it is not one, or speaks for another device: the topic is what the
+            broker's access control guards, what the payload claims is not.
     """
     if len(payload) > MAX_STATUS_BYTES:
         raise WireFormatError(f"status of {len(payload):,} bytes, at most {MAX_STATUS_BYTES:,}")
     try:
-        return DeviceStatus.model_validate_json(payload)
+        status = DeviceStatus.model_validate_json(payload)
     except ValidationError as error:
         raise WireFormatError(f"not a device status: {error.errors()[0]['msg']}") from error
+    if topic_device is not None and status.device != topic_device:
+        raise WireFormatError(f"status of {status.device!r:.80} on the topic of {topic_device!r}")
+    return status

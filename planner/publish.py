@@ -1,4 +1,4 @@
-"""Hands a plan to the devices: places its stages, publishes it, waits until every stage is ready."""
+"""Hands a plan to the devices: places its stages, publishes it, waits until all are ready."""
 
 import queue
 import time
@@ -56,7 +56,8 @@ class Publisher:
                 raise DeliveryError(
                     f"plan {plan.name} has {plan.num_stages} stages, {len(online)} devices are "
                     f"online in cluster {self._cluster!r} ({', '.join(online) or 'none'}) after "
-                    f"{timeout_s:g} s; start `shardline stage` on more devices, or plan fewer stages"
+                    f"{timeout_s:g} s; start `shardline stage` on more devices, or plan fewer "
+                    "stages"
                 )
             self._listen()
 
@@ -107,7 +108,8 @@ class Publisher:
         except queue.Empty:
             return
         try:
-            self._fleet.update(parse_status(delivery.payload))
+            sender = topics.parse_topic(delivery.topic).sender
+            self._fleet.update(parse_status(delivery.payload, sender))
         except WireFormatError:
             pass  # somebody else's message on a status topic tells us nothing
         delivery.ack()

@@ -76,6 +76,7 @@ class StageAgent:
         self._inbox: queue.SimpleQueue[_Received | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._counters = StageCounters()
+        self._reporter: EventReporter | None = None
         self._status = self._make_status(DeviceState.ONLINE)
 
     def stop(self) -> None:
@@ -111,13 +112,13 @@ class StageAgent:
                 on_connected=on_connected,
             ),
         )
-        self._reporter = EventReporter(cluster, device, self._connection)
+        self._reporter = reporter = EventReporter(cluster, device, self._connection)
         self._runner = StageRunner(
             device,
             cluster,
             self._connection,
             self._counters,
-            self._reporter.report,
+            self._report,
             self._settings.receive_maximum,
         )
         ready.set()
@@ -128,7 +129,9 @@ class StageAgent:
             topics.input_filter(cluster, device),
         ):
             self._connection.subscribe(topic_filter)
-        metrics = threading.Thread(target=self._publish_metrics, name="metrics", daemon=True)
+        metrics = threading.Thread(
+            target=self._publish_metrics, args=(reporter,), name="metrics", daemon=True
+        )
         metrics.start()
         try:
             self._serve()
@@ -136,11 +139,15 @@ class StageAgent:
             self._shut_down()
             metrics.join(timeout=2 * METRICS_INTERVAL_S)
 
+    def _report(self, kind: EventKind, detail: str) -> None:
+        if self._reporter is not None:  # a kept session delivers while we still connect
+            self._reporter.report(kind, detail)
+
     def _enqueue(self, delivery: Delivery) -> None:
         if delivery.qos == 0:
             # The receive maximum does not bound QoS 0: queueing it would let anyone fill our memory
             self._counters.add(rejected=1)
-            self._reporter.report(
+            self._report(
                 EventKind.MESSAGE_REJECTED, f"{delivery.topic}: sent at QoS 0, expected QoS 1"
             )
             return
@@ -168,7 +175,7 @@ class StageAgent:
                 parse_plan(payload, topics.plan_topic(self._settings.cluster)) if payload else None
             )
         except PlanError as error:
-            self._reporter.report(EventKind.MESSAGE_REJECTED, str(error))
+            self._report(EventKind.MESSAGE_REJECTED, str(error))
             return
         spec = plan.stage_of(self._settings.device) if plan is not None else None
         loaded = self._runner.loaded
@@ -179,7 +186,11 @@ class StageAgent:
                 and (loaded.plan.plan_id, loaded.spec.stage_index)
                 == (plan.plan_id, spec.stage_index)
             ):
-                self._runner.load(replace(loaded, plan=plan, spec=spec))
+                self._runner.load(
+                    replace(
+                        loaded, plan=plan, spec=spec, max_message_bytes=plan.max_message_bytes()
+                    )
+                )
                 return
             self._runner.load(None)
             loaded.engine.close()
@@ -194,11 +205,11 @@ class StageAgent:
         except ShardlineError as error:
             log.error("%s", error)
             self._set_shard(ShardState.FAILED, plan, spec, str(error))
-            self._reporter.report(EventKind.SHARD_FAILED, str(error))
+            self._report(EventKind.SHARD_FAILED, str(error))
             return
         self._runner.load(LoadedStage(plan, spec, engine, plan.max_message_bytes()))
         self._set_shard(ShardState.READY, plan, spec)
-        log.info("stage %d of plan %s is ready", spec.stage_index, plan.plan_id)
+        self._report(EventKind.SHARD_READY, f"stage {spec.stage_index} of plan {plan.plan_id}")
 
     def _load_engine(self, plan: Plan, spec: StageSpec) -> Engine:
         shards_dir = self._settings.shards_dir
@@ -238,8 +249,9 @@ class StageAgent:
     def _answer_own_status(self, payload: bytes) -> None:
         """A late will of a lost connection may have overwritten the birth: announce again."""
         try:
-            status = parse_status(payload)
+            status = parse_status(payload, self._settings.device)
         except WireFormatError:
+            self._announce()  # whoever wrote that, it is not what others should read of us
             return
         if status.state is not DeviceState.ONLINE or status.boot != self._boot:
             self._announce()
@@ -275,7 +287,7 @@ class StageAgent:
             ),
         )
 
-    def _publish_metrics(self) -> None:
+    def _publish_metrics(self, reporter: EventReporter) -> None:
         meter = DeviceMeter(self._settings.device, self._counters)
         topic = topics.metrics_topic(self._settings.cluster, self._settings.device)
         while not self._stopping.wait(METRICS_INTERVAL_S):
@@ -288,7 +300,7 @@ class StageAgent:
                 reconnects=self._connection.reconnects,
             )
             self._connection.publish(topic, metrics.model_dump_json().encode(), qos=0)
-            self._reporter.flush()
+            reporter.flush()
 
     def _shut_down(self) -> None:
         self._status = self._make_status(DeviceState.STOPPED)

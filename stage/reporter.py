@@ -17,6 +17,7 @@ MIN_INTERVAL_S = 1.0
 MAX_DETAIL = 1000
 
 log = logging.getLogger(__name__)
+_LEVELS = {EventKind.SHARD_READY: logging.INFO, EventKind.SHARD_FAILED: logging.ERROR}
 
 
 class EventReporter:
@@ -31,7 +32,7 @@ class EventReporter:
 
     def report(self, kind: EventKind, detail: str) -> None:
         """Publish an event now, or hold it back and count it."""
-        log.warning("%s: %s", kind, detail)
+        log.log(_LEVELS.get(kind, logging.WARNING), "%s: %s", kind, detail)
         with self._lock:
             count = self._held.pop(kind, ("", 0))[1] + 1
             if time.monotonic() - self._last_sent.get(kind, -MIN_INTERVAL_S) < MIN_INTERVAL_S:

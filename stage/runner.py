@@ -139,7 +139,9 @@ class StageRunner:
         try:
             images = check_tensors(f"{where}, input", loaded.spec.inputs, activation.tensors)
             outputs = loaded.engine.run(activation.tensors)
-            check_tensors(f"{where}, output", loaded.spec.outputs, outputs)
+            answered = check_tensors(f"{where}, output", loaded.spec.outputs, outputs)
+            if answered != images:
+                raise EngineError(f"{where}: {images} images went in, {answered} came out")
         except TensorMismatchError as error:
             self._refuse(header, NackReason.INVALID, str(error), [delivery])
             return
