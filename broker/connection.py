@@ -10,6 +10,7 @@ import logging
 import random
 import socket
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any
 
@@ -42,6 +43,7 @@ _BAD_CREDENTIALS = frozenset({0x86, 0x87, 0x8A})  # bad user name or password, n
 _NO_MATCHING_SUBSCRIBERS = 0x10
 _SESSION_TAKEN_OVER = 0x8E
 _PACKET_OVERHEAD_BYTES = 16  # fixed header, topic length, packet id, no properties
+_POLL_S = 0.1
 _MAX_QUEUED = 4096  # far above any window: a bug here must not become an endless queue
 
 
@@ -112,14 +114,25 @@ class PahoConnection:
             properties=properties,
         )
         self._client.loop_start()
-        answered = self._first_answer.wait(self._settings.connect_timeout_s)
-        if self._failure is not None or not answered:
+        waited_s = self._wait_for_the_first_answer()
+        if self._failure is not None or not self._first_answer.is_set():
             self._stop_network()
             raise self._failure or BrokerUnreachableError(
-                f"cannot reach the broker at {self._address} within "
-                f"{self._settings.connect_timeout_s:g} s; is it running and is the address right? "
-                "Try `shardline broker`, or check --broker"
+                f"cannot reach the broker at {self._address} within {waited_s:.0f} s; is it "
+                "running and is the address right? Try `shardline broker`, or check --broker"
             )
+
+    def _wait_for_the_first_answer(self) -> float:
+        """Until it comes, the time is up, or we are cancelled; the seconds that took."""
+        limit_s, cancelled = self._settings.connect_timeout_s, self._settings.cancelled
+        started = time.monotonic()
+        while not self._first_answer.wait(_POLL_S):
+            waited_s = time.monotonic() - started
+            if limit_s is not None and waited_s >= limit_s:
+                break
+            if cancelled is not None and cancelled.is_set():
+                break
+        return time.monotonic() - started
 
     @property
     def is_connected(self) -> bool:

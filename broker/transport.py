@@ -111,6 +111,7 @@ class ConnectionSettings:
     """How one process connects.
 
     ``receive_maximum`` bounds the unacknowledged QoS 1 messages that the broker may send us.
+    ``cancelled`` ends the first wait for the broker early.
     ``session_expiry_s`` is how long the broker keeps subscriptions and messages after a loss.
     """
 
@@ -120,6 +121,7 @@ class ConnectionSettings:
     session_expiry_s: int = 600
     will: Will | None = None
     connect_timeout_s: float | None = 10.0
+    cancelled: threading.Event | None = None
 
 
 class Connection(Protocol):

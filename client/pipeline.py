@@ -300,6 +300,8 @@ class Pipeline:
             return
         try:
             topic = topics.parse_topic(item.topic)
+            if topic.kind in ("result", "nack") and self._feed is None:
+                raise WireFormatError("left over from an earlier run of this name")
             if topic.kind == "result":
                 self._on_result(item.payload, topic.sender)
             elif topic.kind == "nack":
@@ -379,7 +381,10 @@ class Pipeline:
     def _on_plan(self, delivery: Delivery) -> None:
         if not delivery.payload:
             return  # retired; devices will say that they are idle
-        plan = parse_plan(delivery.payload, delivery.topic)
+        try:
+            plan = parse_plan(delivery.payload, delivery.topic)
+        except PlanError as error:
+            raise WireFormatError(str(error)) from error  # what was published is no plan at all
         previous, now = self._feed, time.monotonic()
         if previous is not None and plan.stages[0].inputs != previous.plan.stages[0].inputs:
             raise PlanError(

@@ -23,7 +23,7 @@ import xxhash
 
 from contract.errors import WireFormatError
 from contract.tensor_spec import Tensors
-from contract.topics import is_name
+from contract.topics import is_name, is_plan_id
 
 FORMAT = "shardline/1"
 CONTENT_TYPE = "application/vnd.shardline.activation"
@@ -177,7 +177,7 @@ def decode(payload: bytes, max_bytes: int | None = None) -> Activation:
     if digest.hexdigest().encode() != payload[_CHECKSUM]:
         raise WireFormatError("message altered or truncated on its way: the checksum does not fit")
     try:
-        document = json.loads(payload[8 : 8 + header_bytes])
+        document = json.loads(payload[8 : 8 + header_bytes], object_pairs_hook=_no_duplicates)
         header = _parse_metadata(document.pop("__metadata__"))
         tensors = _parse_tensors(document, payload, 8 + header_bytes)
     except WireFormatError:
@@ -194,16 +194,21 @@ def decode(payload: bytes, max_bytes: int | None = None) -> Activation:
     return Activation(header, tensors)
 
 
-def _count(metadata: dict[str, str], key: str) -> int:
-    text = metadata[key]
+def _count(text: str, field: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 19 or int(text) >= _MAX_COUNT:
-        raise WireFormatError(f"message header: {key} is {text!r:.40}, expected a number")
+        raise WireFormatError(f"message header: {field} is {text!r:.40}, expected a number")
     return int(text)
 
 
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers must not read two different messages: the format refuses duplicate keys."""
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise WireFormatError("message header: a name is given twice")
+    return document
+
+
 def _parse_metadata(metadata: dict[str, Any]) -> Header:
-    if not all(isinstance(value, str) for value in metadata.values()):
-        raise WireFormatError("message header: a field of __metadata__ is not a string")
     if metadata.get("format") != FORMAT:
         raise WireFormatError(
             f"message format {metadata.get('format')!r:.40}, expected {FORMAT!r}; "
@@ -212,6 +217,10 @@ def _parse_metadata(metadata: dict[str, Any]) -> Header:
     if set(metadata) != _METADATA_KEYS:
         difference = sorted(set(metadata) ^ _METADATA_KEYS)
         raise WireFormatError(f"message header: missing or unknown fields {difference!r:.200}")
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise WireFormatError("message header: a field of __metadata__ is not a string")
+    if not is_plan_id(metadata["plan"]):
+        raise WireFormatError(f"message header: plan is {metadata['plan']!r:.40}")
     if not _HEX16.fullmatch(metadata["epoch"]):
         raise WireFormatError(f"message header: epoch is {metadata['epoch']!r:.40}")
     if metadata["codec"] not in CODECS:
@@ -220,13 +229,13 @@ def _parse_metadata(metadata: dict[str, Any]) -> Header:
         )
     header = Header(
         plan_id=metadata["plan"],
-        batch_id=BatchId(int(metadata["epoch"], 16), _count(metadata, "seq")),
-        attempt=_count(metadata, "attempt"),
-        low=_count(metadata, "low"),
-        stage_index=_count(metadata, "stage"),
+        batch_id=BatchId(int(metadata["epoch"], 16), _count(metadata["seq"], "seq")),
+        attempt=_count(metadata["attempt"], "attempt"),
+        low=_count(metadata["low"], "low"),
+        stage_index=_count(metadata["stage"], "stage"),
         route=tuple(metadata["route"].split(",")),
         client=metadata["client"],
-        sent_us=_count(metadata, "sent_us"),
+        sent_us=_count(metadata["sent_us"], "sent_us"),
         trace=_parse_trace(metadata["trace"]),
         codec=metadata["codec"],
     )
@@ -243,7 +252,9 @@ def _parse_metadata(metadata: dict[str, Any]) -> Header:
 def _parse_trace(text: str) -> tuple[Hop, ...]:
     if not text:
         return ()
-    return tuple(Hop(*map(int, entry.split(","))) for entry in text.split(";"))
+    return tuple(
+        Hop(*(_count(time, "trace") for time in entry.split(","))) for entry in text.split(";")
+    )
 
 
 def _parse_tensors(document: dict[str, Any], payload: bytes, start: int) -> Tensors:

@@ -9,7 +9,7 @@ from contract.activation import BatchId
 from contract.errors import WireFormatError
 from contract.frozen import FrozenModel
 
-MAX_NACK_BYTES = 8 * 1024
+MAX_NACK_BYTES = 16 * 1024  # 2,000 characters of detail, escaped at their longest
 
 
 class NackReason(StrEnum):

@@ -9,9 +9,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from contract import topics
 from contract.errors import PlanError
@@ -22,6 +22,12 @@ FORMAT_VERSION: Literal[1] = 1
 PLAN_FILE = "plan.json"
 MAX_PLAN_BYTES = 4 * 1024 * 1024
 Codec = Literal["float32"]
+
+
+def _device_name(name: str) -> str:
+    if not topics.is_name(name):
+        raise ValueError(f"{name!r:.80} cannot be the name of a device")
+    return name
 
 
 class ImageInput(FrozenModel):
@@ -112,7 +118,7 @@ class Verification(FrozenModel):
 class Replica(FrozenModel):
     """A device that serves a stage. ``speed`` weighs its share of the batches."""
 
-    device: str
+    device: Annotated[str, AfterValidator(_device_name)]
     speed: float = Field(default=1.0, gt=0)
 
 
@@ -215,42 +221,47 @@ def place(plan: Plan, devices: Sequence[Sequence[Replica]], cluster: str) -> Pla
 
     Raises:
         PlanError: there is not at least one device for every stage, or one is named twice.
+        SettingsError: the cluster's name cannot be one.
     """
     if len(devices) != plan.num_stages:
         raise PlanError(
             f"plan {plan.name}: {plan.num_stages} stages need as many devices, got {len(devices)}"
         )
-    places = tuple(
-        Placement(stage_index=index, replicas=tuple(replicas))
-        for index, replicas in enumerate(devices)
-    )
-    topic_map = []
-    for spot in places:
-        for replica in spot.replicas:
-            last = spot.stage_index + 1 == plan.num_stages
-            publishes = (
-                (topics.result_topic(cluster, "CLIENT", replica.device),)
-                if last
-                else tuple(
-                    topics.input_topic(
-                        cluster, nxt.device, plan.plan_id, spot.stage_index + 1, replica.device
-                    )
-                    for nxt in places[spot.stage_index + 1].replicas
-                )
-            )
-            topic_map.append(
-                StageTopics(
-                    stage_index=spot.stage_index,
-                    device=replica.device,
-                    subscribes=topics.input_filter(cluster, replica.device),
-                    publishes=publishes,
-                )
-            )
-    changed = {"placement": places, "topic_map": tuple(topic_map)}
     try:
-        return Plan.model_validate({**dict(plan), **changed})
+        places = tuple(
+            Placement(stage_index=index, replicas=tuple(replicas))
+            for index, replicas in enumerate(devices)
+        )
+        topic_map = _map_topics(plan.plan_id, places, cluster)
+        return Plan.model_validate({**dict(plan), "placement": places, "topic_map": topic_map})
     except ValidationError as error:
         raise PlanError(f"plan {plan.name}: {error.errors()[0]['msg']}") from error
+
+
+def _map_topics(plan_id: str, places: Sequence[Placement], cluster: str) -> tuple[StageTopics, ...]:
+    """One line for each device: what it subscribes to, and where its outputs may go."""
+    lines = []
+    following: Sequence[Placement | None] = [*places[1:], None]
+    for place_here, place_next in zip(places, following, strict=True):
+        for replica in place_here.replicas:
+            if place_next is None:
+                publishes = [topics.result_topic(cluster, "CLIENT", replica.device)]
+            else:
+                publishes = [
+                    topics.input_topic(
+                        cluster, to.device, plan_id, place_next.stage_index, replica.device
+                    )
+                    for to in place_next.replicas
+                ]
+            lines.append(
+                StageTopics(
+                    stage_index=place_here.stage_index,
+                    device=replica.device,
+                    subscribes=topics.input_filter(cluster, replica.device),
+                    publishes=tuple(publishes),
+                )
+            )
+    return tuple(lines)
 
 
 def parse_plan(document: str | bytes, where: str) -> Plan:

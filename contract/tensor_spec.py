@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from contract.errors import TensorMismatchError
 from contract.frozen import FrozenModel
@@ -14,6 +15,7 @@ BATCH = "batch"
 """The symbolic leading dimension: how many images a message carries."""
 
 DType = Literal["uint8", "int8", "int32", "int64", "float16", "float32", "float64", "bool"]
+Size = Annotated[int, Field(gt=0)]
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 
 
@@ -22,7 +24,7 @@ class TensorSpec(FrozenModel):
 
     name: str
     dtype: DType
-    shape: tuple[int | Literal["batch"], ...]
+    shape: tuple[Size | Literal["batch"], ...]
 
     @property
     def bytes_per_image(self) -> int:

@@ -28,11 +28,17 @@ DEFAULT_CLUSTER = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _RESERVED = frozenset({"pipeline"})
 _PLAN_ID = re.compile(r"[0-9a-f]{16}")
+_STAGE = re.compile(r"0|[1-9][0-9]{0,3}")
 
 
 def is_name(text: str) -> bool:
     """Whether ``text`` can be the name of a device, a client or a cluster."""
     return bool(_NAME.fullmatch(text)) and text not in _RESERVED
+
+
+def is_plan_id(text: str) -> bool:
+    """Whether ``text`` can be the id of a plan: 16 lower-case hex digits."""
+    return bool(_PLAN_ID.fullmatch(text))
 
 
 def check_name(kind: str, name: str) -> str:
@@ -78,6 +84,8 @@ def status_filter(cluster: str) -> str:
 
 def input_topic(cluster: str, to: str, plan_id: str, stage_index: int, sender: str) -> str:
     """Where ``sender`` puts an activation for stage ``stage_index`` on device ``to``."""
+    if not is_plan_id(plan_id):
+        raise SettingsError(f"plan id {plan_id!r:.80}: expected 16 lower-case hex digits")
     return f"{_device(cluster, to)}/in/{plan_id}/{stage_index}/{check_name('sender', sender)}"
 
 
@@ -182,9 +190,9 @@ def parse_topic(topic: str) -> Topic:
             parsed = Topic("plan", cluster)
         case ["device", device, "status"]:
             parsed = Topic("status", cluster, sender=device)
-        case ["device", to, "in", plan_id, stage, sender] if (
-            _PLAN_ID.fullmatch(plan_id) and stage.isascii() and stage.isdigit() and len(stage) < 5
-        ):
+        case ["device", to, "in", plan_id, stage, sender] if is_plan_id(
+            plan_id
+        ) and _STAGE.fullmatch(stage):
             parsed = Topic("input", cluster, to, sender, plan_id, int(stage))
         case ["device", to, "command", sender]:
             parsed = Topic("command", cluster, to, sender)

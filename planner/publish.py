@@ -120,5 +120,7 @@ def place_on(plan: Plan, devices: Sequence[str], cluster: str) -> Plan:
 
     Raises:
         PlanError: not one device for each stage, or one named twice.
+        SettingsError: a text that cannot be the name of a device.
     """
-    return place(plan, [[Replica(device=device)] for device in devices], cluster)
+    names = [topics.check_name("device", device) for device in devices]
+    return place(plan, [[Replica(device=name)] for name in names], cluster)

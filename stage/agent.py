@@ -19,7 +19,7 @@ import psutil
 
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery, Will
 from contract import topics
-from contract.errors import PlanError, ShardlineError, WireFormatError
+from contract.errors import BrokerUnreachableError, PlanError, ShardlineError, WireFormatError
 from contract.plan import Plan, StageSpec, parse_plan
 from contract.status import (
     Capabilities,
@@ -100,18 +100,24 @@ class StageAgent:
             if ready.is_set():
                 self._announce()
 
-        self._connection = self._connect(
-            ConnectionSettings(
-                name=device,
-                receive_maximum=self._settings.receive_maximum,
-                will=Will(status_topic, will.model_dump_json().encode()),
-                connect_timeout_s=self._settings.connect_timeout_s,
-            ),
-            Callbacks(
-                on_delivery=self._enqueue,
-                on_connected=on_connected,
-            ),
-        )
+        try:
+            self._connection = self._connect(
+                ConnectionSettings(
+                    name=device,
+                    receive_maximum=self._settings.receive_maximum,
+                    will=Will(status_topic, will.model_dump_json().encode()),
+                    connect_timeout_s=self._settings.connect_timeout_s,
+                    cancelled=self._stopping,
+                ),
+                Callbacks(
+                    on_delivery=self._enqueue,
+                    on_connected=on_connected,
+                ),
+            )
+        except BrokerUnreachableError:
+            if self._stopping.is_set():
+                return  # asked to stop before there was a broker
+            raise
         self._reporter = reporter = EventReporter(cluster, device, self._connection)
         self._runner = StageRunner(
             device,

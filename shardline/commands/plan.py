@@ -65,6 +65,7 @@ def run(
         weights, seed, num_classes, input_size, model_arg, mean, std, preprocess
     )
     from contract.plan import Replica
+    from contract.topics import check_name
     from planner.build import PlanRequest, build_plan
     from planner.canonical import canonicalise
     from planner.graph import segment_graph
@@ -84,7 +85,9 @@ def run(
                 batch_size=batch,
                 threads=threads or 1,
                 partitioner=cast(Literal["exact", "greedy", "even"], partitioner),
-                devices=tuple((Replica(device=d),) for d in device) if device else None,
+                devices=tuple((Replica(device=check_name("device", d)),) for d in device)
+                if device
+                else None,
                 cluster=cluster,
             )
             built = build_plan(imported, graph, request, step)
