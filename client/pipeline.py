@@ -1,7 +1,7 @@
 """Submits batches, keeps a window of them in flight, retries, and yields each result exactly once.
 
 One thread owns all state: the caller's, inside :meth:`Pipeline.run`. The network thread only puts
-what it hears into a queue. Decisions live in `ledger.py`, `router.py`, `retry.py` and `fleet.py`,
+what it hears into a queue. Decisions live in `ledger.py`, `router.py`, `retry.py` and `feed.py`,
 which are pure.
 """
 
@@ -10,14 +10,14 @@ import queue
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from broker.reporter import EventReporter
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
 from client.batch import Batch, BatchResult, DeadBatch, DeathReason, Ended
+from client.feed import FeedWatch
 from client.ledger import Entry, Ledger
-from client.meter import PipelineMeter
-from client.retry import MAX_REFUSALS, RetryBudget, attempt_deadline_s, refusal_delay_s
-from client.router import Router
+from client.retry import MAX_REFUSALS, attempt_deadline_s, refusal_delay_s
 from contract import topics
 from contract.activation import Header, decode, encode
 from contract.errors import (
@@ -26,12 +26,11 @@ from contract.errors import (
     ShardError,
     WireFormatError,
 )
-from contract.fleet import FleetView, is_live
 from contract.metrics import Ledger as LedgerCounts
 from contract.metrics import PipelineMetrics
 from contract.nack import POISONOUS, Nack, parse_nack
 from contract.plan import Plan, parse_plan
-from contract.status import DeviceStatus, Event, EventKind, parse_status
+from contract.status import DeviceStatus, EventKind, parse_status
 from contract.tensor_spec import check_tensors
 
 TICK_S = 0.05
@@ -61,21 +60,6 @@ def random_client_name() -> str:
     return f"client-{secrets.token_hex(4)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """What belongs to the plan that is being fed."""
-
-    plan: Plan
-    router: Router
-    meter: PipelineMeter
-    budget: RetryBudget
-    max_message_bytes: int
-
-
-def _num_devices(plan: Plan) -> int:
-    return sum(len(place.replicas) for place in plan.placement)
-
-
 class Pipeline:
     """A client of a running pipeline. Use as a context manager, from one thread."""
 
@@ -87,8 +71,7 @@ class Pipeline:
         """
         self._settings = settings
         self._inbox: queue.SimpleQueue[Delivery | bool] = queue.SimpleQueue()
-        self._feed: Feed | None = None
-        self._fleet = FleetView()
+        self._watch = FeedWatch(settings.name, settings.window)
         self._ledger = Ledger(secrets.randbits(64))
         self._ended: list[Ended] = []
         self._rejected = 0
@@ -106,6 +89,7 @@ class Pipeline:
             topics.nack_filter(settings.cluster, settings.name),
         ):
             self._connection.subscribe(topic_filter)
+        self._reporter = EventReporter(settings.cluster, settings.name, self._connection)
 
     @property
     def plan(self) -> Plan:
@@ -114,18 +98,12 @@ class Pipeline:
         Raises:
             PlanError: :meth:`open` has not found one yet.
         """
-        return self._fed.plan
-
-    @property
-    def _fed(self) -> "Feed":
-        if self._feed is None:
-            raise PlanError("no plan yet; call open() first")
-        return self._feed
+        return self._watch.feed.plan
 
     @property
     def window(self) -> int:
         """Batches in flight at most."""
-        return self._settings.window or 2 * _num_devices(self.plan)
+        return self._watch.feed.window
 
     @property
     def rejected(self) -> int:
@@ -147,14 +125,14 @@ class Pipeline:
         deadline = time.monotonic() + self._settings.ready_timeout_s
         while time.monotonic() < deadline:
             self._handle_next(timeout_s=TICK_S)
-            if self._feed is None:
+            if not self._watch.is_known:
                 continue
-            failure = self._fleet.failure(self._feed.plan)
+            failure = self._watch.failure()
             if failure is not None:
                 raise ShardError(failure)
-            if not self._feed.router.missing_stages():
-                return self._feed.plan
-        if self._feed is None:
+            if not self._watch.feed.router.missing_stages():
+                return self.plan
+        if not self._watch.is_known:
             raise PlanError(
                 f"no plan is published in cluster {self._settings.cluster!r} after "
                 f"{self._settings.ready_timeout_s:g} s; run `shardline publish PLAN`"
@@ -168,14 +146,7 @@ class Pipeline:
         """What keeps batches from being sent, in words; empty when nothing does."""
         if not self._connection.is_connected:
             return "the broker is away"
-        return "; ".join(
-            f"stage {index}: "
-            + ", ".join(
-                f"{replica.device} is {self._fleet.describe(replica.device)}"
-                for replica in self.plan.placement[index].replicas
-            )
-            for index in self._fed.router.missing_stages()
-        )
+        return self._watch.waiting_for()
 
     def run(self, batches: Iterable[Batch]) -> Iterator[Ended]:
         """Feed batches and yield each one's end, in the order in which they end.
@@ -215,7 +186,7 @@ class Pipeline:
     # Sending
 
     def _has_room(self) -> bool:
-        return self._ledger.in_flight < self.window and self._fed.router.choose() is not None
+        return self._ledger.in_flight < self.window and self._watch.feed.router.choose() is not None
 
     def _submit(self, batch: Batch) -> None:
         specs = self.plan.stages[0].inputs
@@ -228,13 +199,13 @@ class Pipeline:
         self._send(self._ledger.submit(batch, time.monotonic()))
 
     def _send(self, entry: Entry) -> bool:
-        route = self._fed.router.choose()
+        route = self._watch.feed.router.choose()
         if route is None:
             return False
         self._ledger.sent(
             entry,
             route,
-            self._active_s + attempt_deadline_s(self._fed.meter.p99_s, entry.attempt + 1),
+            self._active_s + attempt_deadline_s(self._watch.feed.meter.p99_s, entry.attempt + 1),
         )
         header = Header(
             plan_id=self.plan.plan_id,
@@ -250,12 +221,12 @@ class Pipeline:
         topic = topics.input_topic(
             self._settings.cluster, route[0], self.plan.plan_id, 0, self._settings.name
         )
-        self._fed.router.begin((entry.batch_id, entry.attempt), route)
+        self._watch.feed.router.begin((entry.batch_id, entry.attempt), route)
         self._connection.publish(topic, encode(header, entry.batch.tensors))
         return True
 
     def _retry(self, entry: Entry, why: str) -> None:
-        if not self._fed.budget.spend():
+        if not self._watch.feed.budget.spend():
             return  # it stays due; the budget earns at least a token a second
         if self._send(entry):
             self._report(EventKind.BATCH_RETRIED, f"batch {entry.batch_id}: {why}")
@@ -264,9 +235,9 @@ class Pipeline:
         """What time alone brings: deadlines and metrics."""
         now = time.monotonic()
         elapsed, self._last_tick = now - self._last_tick, now
-        if self._connection.is_connected and not self._fed.router.missing_stages():
+        if self._connection.is_connected and not self._watch.feed.router.missing_stages():
             self._active_s += elapsed
-        self._fed.budget.earn(now)
+        self._watch.feed.budget.earn(now)
         for entry in self._ledger.due(self._active_s):
             self._retry(entry, entry.refusals[-1] if entry.refusals else "its deadline has passed")
         limit = self._settings.batch_timeout_s
@@ -300,7 +271,7 @@ class Pipeline:
             return
         try:
             topic = topics.parse_topic(item.topic)
-            if topic.kind in ("result", "nack") and self._feed is None:
+            if topic.kind in ("result", "nack") and not self._watch.is_known:
                 raise WireFormatError("left over from an earlier run of this name")
             if topic.kind == "result":
                 self._on_result(item.payload, topic.sender)
@@ -317,7 +288,7 @@ class Pipeline:
 
     def _on_result(self, payload: bytes, sender: str | None) -> None:
         plan = self.plan
-        header, outputs = decode(payload, self._fed.max_message_bytes)
+        header, outputs = decode(payload, self._watch.feed.max_message_bytes)
         if header.route[-1] != sender:
             raise WireFormatError(f"a result of {header.route[-1]} on the topic of {sender}")
         if not self._ledger.knows(header.batch_id) or header.plan_id != plan.plan_id:
@@ -326,12 +297,12 @@ class Pipeline:
         images = check_tensors("result", plan.stages[-1].outputs, outputs)
         if entry is not None and images != entry.batch.images:
             raise WireFormatError(f"{images} answers for {entry.batch.images} images")
-        self._fed.router.end((header.batch_id, header.attempt))
+        self._watch.feed.router.end((header.batch_id, header.attempt))
         entry = self._ledger.deliver(header.batch_id)
         if entry is None:
             return
         now = time.monotonic()
-        self._fed.budget.earn(now, delivered=1)
+        self._watch.feed.budget.earn(now, delivered=1)
         result = BatchResult(
             batch_id=header.batch_id,
             batch=entry.batch,
@@ -340,11 +311,11 @@ class Pipeline:
             attempt=header.attempt,
             hops=header.trace,
         )
-        self._fed.meter.add(result)
+        self._watch.feed.meter.add(result)
         self._ended.append(result)
 
     def _on_nack(self, nack: Nack) -> None:
-        self._fed.router.end((nack.batch_id, nack.attempt))
+        self._watch.feed.router.end((nack.batch_id, nack.attempt))
         entry = self._ledger.find(nack.batch_id)
         if entry is None or nack.attempt != entry.attempt:
             return  # a late refusal of an attempt that another has replaced
@@ -357,18 +328,12 @@ class Pipeline:
         entry.retry_at = self._active_s + refusal_delay_s(entry.attempt)
 
     def _on_status(self, status: DeviceStatus) -> None:
-        previous = self._fleet.update(status)
-        if self._feed is None:
-            return
-        live, was_live = is_live(status, self.plan), is_live(previous, self.plan)
-        self._feed.router.set_live(status.device, live)
-        restarted = previous is not None and previous.boot != status.boot
-        if was_live and (restarted or not live):
+        if self._watch.take_status(status):
             self._report(EventKind.DEVICE_LOST, f"device {status.device}: {status.state}")
             self._resend(status.device)
 
     def _on_connected(self, session_present: bool) -> None:
-        if self._feed is not None and not session_present:
+        if self._watch.is_known and not session_present:
             log.warning("the broker forgot our session: sending all open batches again")
             self._resend()
 
@@ -385,24 +350,7 @@ class Pipeline:
             plan = parse_plan(delivery.payload, delivery.topic)
         except PlanError as error:
             raise WireFormatError(str(error)) from error  # what was published is no plan at all
-        previous, now = self._feed, time.monotonic()
-        if previous is not None and plan.stages[0].inputs != previous.plan.stages[0].inputs:
-            raise PlanError(
-                f"the published plan changed to {plan.name!r}, which takes another input: run again"
-            )
-        window = self._settings.window or 2 * _num_devices(plan)
-        router = Router(plan)
-        for status in self._fleet.statuses():
-            router.set_live(status.device, is_live(status, plan))
-        changed = previous is not None and previous.plan.plan_id != plan.plan_id
-        if previous is None or changed:
-            meter = PipelineMeter(self._settings.name, plan, window, now)
-            self._feed = Feed(
-                plan, router, meter, RetryBudget(window, now), plan.max_message_bytes()
-            )
-        else:  # the same stages on other devices
-            self._feed = replace(previous, plan=plan, router=router)
-        if changed:
+        if self._watch.take_plan(plan, time.monotonic()):
             self._report(EventKind.PLAN_CHANGED, f"now plan {plan.plan_id} ({plan.name})")
             self._resend()
 
@@ -410,18 +358,11 @@ class Pipeline:
 
     def _publish_metrics(self, now: float) -> None:
         self._last_metrics = now
-        metrics = self._fed.meter.measure(now, self._ledger.counts())
+        self._reporter.flush()
+        metrics = self._watch.feed.meter.measure(now, self._ledger.counts())
         self.on_metrics(metrics)
         topic = topics.pipeline_metrics_topic(self._settings.cluster, self._settings.name)
         self._connection.publish(topic, metrics.model_dump_json().encode(), qos=0)
 
     def _report(self, kind: EventKind, detail: str) -> None:
-        log.warning("%s: %s", kind, detail)
-        event = Event(
-            kind=kind,
-            sender=self._settings.name,
-            time_unix_s=round(time.time(), 3),
-            detail=detail[:1000],
-        )
-        topic = topics.event_topic(self._settings.cluster, self._settings.name)
-        self._connection.publish(topic, event.model_dump_json().encode())
+        self._reporter.report(kind, detail)

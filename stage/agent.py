@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from broker.reporter import EventReporter
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery, Will
 from contract import topics
 from contract.errors import BrokerUnreachableError, PlanError, ShardlineError, WireFormatError
@@ -35,7 +36,6 @@ from stage.counters import StageCounters
 from stage.engine import Engine, engine_class, load_engine
 from stage.memory import release_free_memory
 from stage.metrics import DeviceMeter
-from stage.reporter import EventReporter
 from stage.runner import LoadedStage, StageRunner, now_us
 
 METRICS_INTERVAL_S = 1.0

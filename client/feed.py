@@ -1,0 +1,98 @@
+"""The plan that is fed and the devices that serve it, as the retained messages tell. Pure."""
+
+from dataclasses import dataclass
+
+from client.meter import PipelineMeter
+from client.retry import RetryBudget
+from client.router import Router
+from contract.errors import PlanError
+from contract.fleet import FleetView, is_live
+from contract.plan import Plan
+from contract.status import DeviceStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What belongs to the plan that is being fed. ``window``: batches in flight at most."""
+
+    plan: Plan
+    window: int
+    router: Router
+    meter: PipelineMeter
+    budget: RetryBudget
+    max_message_bytes: int
+
+
+class FeedWatch:
+    """Follows the published plan and the devices' statuses."""
+
+    def __init__(self, client: str, window: int | None) -> None:
+        """``window`` None means 2 for each device of the plan."""
+        self._client, self._window = client, window
+        self._fleet = FleetView()
+        self._feed: Feed | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a plan was seen."""
+        return self._feed is not None
+
+    @property
+    def feed(self) -> Feed:
+        """What is being fed.
+
+        Raises:
+            PlanError: no plan was seen yet.
+        """
+        if self._feed is None:
+            raise PlanError("no plan yet; call open() first")
+        return self._feed
+
+    def take_status(self, status: DeviceStatus) -> bool:
+        """Take a device's status in; whether a device that had batches was lost by it."""
+        previous = self._fleet.update(status)
+        if self._feed is None:
+            return False
+        live = is_live(status, self._feed.plan)
+        self._feed.router.set_live(status.device, live)
+        restarted = previous is not None and previous.boot != status.boot
+        return is_live(previous, self._feed.plan) and (restarted or not live)
+
+    def take_plan(self, plan: Plan, now: float) -> bool:
+        """Take the published plan in; whether it replaces another one.
+
+        Raises:
+            PlanError: it takes another input than the one being fed.
+        """
+        previous = self._feed
+        if previous is not None and plan.stages[0].inputs != previous.plan.stages[0].inputs:
+            raise PlanError(
+                f"the published plan changed to {plan.name!r}, which takes another input: run again"
+            )
+        router = Router(plan)
+        for status in self._fleet.statuses():
+            router.set_live(status.device, is_live(status, plan))
+        window = self._window or 2 * sum(len(place.replicas) for place in plan.placement)
+        replaces = previous is not None and previous.plan.plan_id != plan.plan_id
+        if previous is None or replaces:
+            meter = PipelineMeter(self._client, plan, window, now)
+            budget = RetryBudget(window, now)
+        else:  # the same stages on other devices
+            meter, budget = previous.meter, previous.budget
+        self._feed = Feed(plan, window, router, meter, budget, plan.max_message_bytes())
+        return replaces
+
+    def failure(self) -> str | None:
+        """Why a device of the plan cannot load its shard, if one cannot."""
+        return self._fleet.failure(self.feed.plan)
+
+    def waiting_for(self) -> str:
+        """Which stages have no ready device, and what their devices do; empty when none."""
+        return "; ".join(
+            f"stage {index}: "
+            + ", ".join(
+                f"{replica.device} is {self._fleet.describe(replica.device)}"
+                for replica in self.feed.plan.placement[index].replicas
+            )
+            for index in self.feed.router.missing_stages()
+        )
