@@ -3,8 +3,10 @@
     imported = planner.importers.import_model("torchvision:resnet18", ImportOptions(...))
     model    = planner.canonical.canonicalise(imported)     one ONNX form for everything
     graph    = planner.graph.segment_graph(model)           cut points, and the segments between
-    profile  = planner.profiler.profile_segments(graph, batch_size)
     plan     = planner.build.build_plan(imported, graph, PlanRequest(...))
+
+`build_plan` measures segments (`planner.profiler`), balances and measures stages
+(`planner.refine`), writes the shards and verifies them (`planner.verify`).
 
 `planner.whole` is the unsplit model in one session, `planner.compare` the comparison of two
 answers, `planner.partition` and `planner.cost_model` the pure decisions. Importing this package

@@ -76,7 +76,10 @@ def rewrite_shapes(
                 parts.append(f"{output}/{index}")
         if fixed or not parts:
             parts.append(constant(*fixed))
-        rewritten.append(helper.make_node("Concat", parts, [output], axis=0))
+        if len(parts) == 1:
+            rewritten.append(helper.make_node("Identity", parts, [output]))
+        else:
+            rewritten.append(helper.make_node("Concat", parts, [output], axis=0))
     return rewritten, list(constants.values())
 
 

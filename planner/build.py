@@ -19,12 +19,13 @@ from contract.plan import (
     place,
 )
 from contract.topics import DEFAULT_CLUSTER, check_name
-from planner.graph import SegmentedGraph
+from planner.graph import SegmentedGraph, edge_bytes
 from planner.importers.imported_model import ImportedModel
 from planner.onnx_graph import to_bytes
 from planner.partition import Method, partition, stage_times
 from planner.profiler import Profile, profile_segments
 from planner.progress import Progress, silent
+from planner.refine import correct, refine
 from planner.split import StageGraph, boundaries_of, find_tied_weights, split_graph
 from planner.verify import describe, verify_shards
 from shards.manifest import ShardManifest
@@ -35,9 +36,10 @@ from shards.writer import ShardFiles, atomic_folder, write_manifest, write_shard
 class PlanRequest:
     """What a plan is to be.
 
-    ``cuts`` names the cut points; without it, ``num_stages`` stages are chosen by ``partitioner``
-    from ``profile``, which is measured if it is not given. ``devices`` are the replicas of every
-    stage in order; a plan without them is placed later. The plan goes to ``out_dir / name``.
+    ``cuts`` names the cut points; without it, ``num_stages`` stages are chosen by ``partitioner``.
+    With a ``profile``, it alone decides and predicts; without, everything is measured here.
+    ``devices`` are the replicas of every stage in order; a plan without them is placed later. The
+    plan goes to ``out_dir / name``.
     """
 
     name: str
@@ -77,14 +79,7 @@ def build_plan(
     check_name("plan", request.name)
     if request.batch_size < 1:
         raise ModelError(f"batch size {request.batch_size}, expected at least 1")
-    boundaries = None if request.cuts is None else boundaries_of(graph, request.cuts)
-    if boundaries is None:  # before measuring anything: are there enough cut points at all?
-        edges = edge_bytes(graph, request.batch_size)
-        partition([1.0] * graph.num_segments, edges, request.num_stages, "even")
-    profile = request.profile or profile_segments(
-        graph, request.batch_size, request.threads, progress=progress
-    )
-    boundaries = boundaries or choose_boundaries(graph, profile, request)
+    boundaries, profile = choose_boundaries(graph, request, progress)
     stages = split_graph(graph, boundaries)
     predictions = stage_times(profile.segment_ms, edge_bytes(graph, request.batch_size), boundaries)
     with atomic_folder(request.out_dir / request.name) as folder:
@@ -107,25 +102,32 @@ def build_plan(
     return plan
 
 
-def choose_boundaries(graph: SegmentedGraph, profile: Profile, request: PlanRequest) -> list[int]:
-    """Segment boundaries by the requested partitioner.
+def choose_boundaries(
+    graph: SegmentedGraph, request: PlanRequest, progress: Progress = silent
+) -> tuple[list[int], Profile]:
+    """Segment boundaries as requested, and the segment times that predict the stages.
 
     Raises:
-        PartitionError: there are fewer segments than stages.
+        PartitionError: there are fewer segments than stages, or no such cut point.
     """
-    return partition(
-        profile.segment_ms,
-        edge_bytes(graph, profile.batch_size),
-        request.num_stages,
-        request.partitioner,
-    )
-
-
-def edge_bytes(graph: SegmentedGraph, batch_size: int) -> list[int]:
-    """Bytes of a batch before the first segment, at every cut, and after the last segment."""
-    entering = sum(spec.bytes_per_image for spec in graph.model.inputs)
-    leaving = [segment.output_bytes_per_image for segment in graph.segments]
-    return [batch_size * size for size in (entering, *leaving)]
+    if request.cuts is None:
+        # Before anything is measured: are there enough cut points at all?
+        flat = [1.0] * graph.num_segments
+        edges = edge_bytes(graph, request.batch_size)
+        boundaries = partition(flat, edges, request.num_stages, "even")
+    else:
+        boundaries = boundaries_of(graph, request.cuts)
+    fixed = request.cuts is not None or request.partitioner == "even"
+    if request.profile is not None:
+        if not fixed:
+            times = request.profile.segment_ms
+            boundaries = partition(times, edges, request.num_stages, request.partitioner)
+        return boundaries, request.profile
+    profile = profile_segments(graph, request.batch_size, request.threads, progress=progress)
+    if fixed:
+        return boundaries, correct(graph, profile, tuple(boundaries))[0]
+    refined = refine(graph, profile, request.num_stages, request.partitioner, progress=progress)
+    return list(refined.boundaries), refined.profile
 
 
 def write_stage(folder: Path, stage: StageGraph) -> ShardFiles:

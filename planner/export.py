@@ -116,7 +116,8 @@ def read_scopes(path: Path) -> dict[str, str]:
                 # ['', 'layer1', 'layer1.0', 'layer1.0.relu', 'relu_1']: modules, then the operator
                 *modules, _ = ast.literal_eval(entry.value)
                 scope = modules[-1] if modules else ""
-                scopes.update(dict.fromkeys(node.output, scope.removeprefix("module.")))
+                scope = "" if scope == "module" else scope.removeprefix("module.")
+                scopes.update(dict.fromkeys(node.output, scope))
     return scopes
 
 

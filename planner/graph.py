@@ -116,6 +116,13 @@ def segment_graph(model: CanonicalModel) -> SegmentedGraph:
     return SegmentedGraph(model, tuple(body), derived, cuts, tuple(segments))
 
 
+def edge_bytes(graph: SegmentedGraph, batch_size: int) -> list[int]:
+    """Bytes of a batch before the first segment, at every cut, and after the last segment."""
+    entering = sum(spec.bytes_per_image for spec in graph.model.inputs)
+    leaving = [segment.output_bytes_per_image for segment in graph.segments]
+    return [batch_size * size for size in (entering, *leaving)]
+
+
 def split_derived(
     nodes: Sequence[NodeProto], input_name: str
 ) -> tuple[list[NodeProto], dict[str, NodeProto]]:

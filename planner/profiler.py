@@ -1,29 +1,39 @@
-"""Measures the time of every segment on this machine.
+"""Measures the time of every segment on this machine, inside the whole model.
 
-Each segment runs as a model of its own. That costs it what a whole model saves (fusions across
-segments, layouts kept between convolutions, one call instead of fifty), so the times are scaled to
-add up to the measured time of the whole model: their ratios come from the segments, their sum from
-the whole.
+onnxruntime times each kernel of the optimised graph, where convolutions are fused with their
+activations and keep their own layout from one to the next. A kernel is named after the last tensor
+that it stands for, so its time belongs to the segment which makes that tensor; a kernel of
+onnxruntime's own making (a change of layout) belongs to the kernel that follows. Segments run as
+models of their own would be several times too slow where large activations are cheap, as at the
+front of a CNN, and the balance would be wrong.
 """
 
+import json
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
+from contract.errors import EngineError
 from planner.graph import SegmentedGraph
 from planner.onnx_graph import Array, to_bytes
 from planner.progress import Progress, silent
 from planner.sample_inputs import sample_tensor
 from planner.split import StageGraph, take_stage
-from shards.session import open_session, run_session
+from shards.session import open_session, run_session, session_options
 
+WARM_UP_RUNS = 2
 MIN_ROUNDS = 3
-MAX_ROUNDS = 30
-GROUP_BYTES = 64 * 1024 * 1024
-"""Weights whose segments are open at one time; opening all of a large model doubles its memory."""
+MAX_ROUNDS = 50
+_KERNEL = "_kernel_time"
+_LAYOUT = "_nchwc"
+"""What onnxruntime appends to the name of a convolution that it moves to its blocked layout."""
 
 
 @dataclass(frozen=True)
@@ -44,56 +54,50 @@ def profile_segments(
     budget_s: float = 4.0,
     progress: Progress = silent,
 ) -> Profile:
-    """Time every segment on random activations, interleaved, and the whole model.
+    """Time every segment and the whole model on made-up inputs.
 
-    Takes about ``budget_s`` and what opening the sessions takes; at least three rounds are run,
-    however slow the model.
+    Takes about ``budget_s``, and as long as a few runs of the model take, however slow it is.
+
+    Raises:
+        EngineError: onnxruntime cannot run the model.
     """
     progress("profiling", 0.0)
-    whole_ms = _time_whole(graph, batch_size, threads, budget_s / 4)
-    # As many rounds for every group, so that all medians are of equally many runs.
-    rounds = round(0.75 * budget_s * 1e3 / max(whole_ms, 1e-3) / 1.5)
-    rounds = min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)
-    raw_ms: list[float] = []
-    for group in _groups(graph):
-        raw_ms.extend(_time_group(graph, group, batch_size, threads, rounds))
-        progress("profiling", len(raw_ms) / graph.num_segments)
-    scale = whole_ms / sum(raw_ms)
-    return Profile(tuple(scale * value for value in raw_ms), whole_ms, batch_size, threads, rounds)
+    feed = {spec.name: sample_tensor(spec, batch_size, seed=0) for spec in graph.model.inputs}
+    whole_ms = _time_whole(graph, feed, threads, budget_s / 2)
+    progress("profiling", 0.5)
+    kernels, runs = _time_kernels(graph, feed, threads, budget_s / 2)
+    raw_ms = attribute_kernels(kernels, _segment_of_names(graph), graph.num_segments)
+    scale = whole_ms / (sum(raw_ms) or 1.0)
+    return Profile(tuple(scale * value for value in raw_ms), whole_ms, batch_size, threads, runs)
 
 
-def _groups(graph: SegmentedGraph) -> Iterator[list[int]]:
-    """Neighbouring segments, together at most ``GROUP_BYTES`` of weights (or one segment)."""
-    group: list[int] = []
-    group_bytes = 0
-    for segment in graph.segments:
-        if group and group_bytes + segment.weight_bytes > GROUP_BYTES:
-            yield group
-            group, group_bytes = [], 0
-        group.append(segment.index)
-        group_bytes += segment.weight_bytes
-    yield group
-
-
-def _time_group(
-    graph: SegmentedGraph, indices: Sequence[int], batch_size: int, threads: int, rounds: int
+def time_stages(
+    graph: SegmentedGraph,
+    ranges: Sequence[tuple[int, int]],
+    batch_size: int,
+    threads: int,
+    rounds: int,
 ) -> list[float]:
-    stages = [take_stage(graph, index, index + 1) for index in indices]
+    """Median time in ms of each half-open range of segments, run as the stage that it would be.
+
+    All stages are open at once and take turns, so that a slow moment of the machine hits all.
+    """
+    stages = [take_stage(graph, first, end) for first, end in ranges]
     sessions = [_open(graph, stage, threads) for stage in stages]
-    inputs = [
+    feeds = [
         {spec.name: sample_tensor(spec, batch_size, seed=0) for spec in stage.inputs}
         for stage in stages
     ]
     samples: list[list[float]] = [[] for _ in stages]
-    for _ in range(rounds + 1):
-        for session, feed, times in zip(sessions, inputs, samples, strict=True):
+    for _ in range(WARM_UP_RUNS + rounds):
+        for session, feed, times in zip(sessions, feeds, samples, strict=True):
             times.append(_time_once(session, feed))
-    return [statistics.median(times[1:]) for times in samples]  # the first run allocates
+    return [statistics.median(times[WARM_UP_RUNS:]) for times in samples]
 
 
 def _open(graph: SegmentedGraph, stage: StageGraph, threads: int) -> onnxruntime.InferenceSession:
     """A session on the canonical model's own weights file."""
-    path = graph.model.shard_path / "segment.onnx"
+    path = graph.model.shard_path / "stage.onnx"
     path.write_bytes(to_bytes(stage.model(graph.model.places)))
     try:
         return open_session(path, threads)
@@ -101,16 +105,88 @@ def _open(graph: SegmentedGraph, stage: StageGraph, threads: int) -> onnxruntime
         path.unlink()
 
 
-def _time_whole(graph: SegmentedGraph, batch_size: int, threads: int, budget_s: float) -> float:
-    model = graph.model
-    session = open_session(model.graph_path, threads)
-    feed = {spec.name: sample_tensor(spec, batch_size, seed=0) for spec in model.inputs}
-    run_session(session, feed)
+def attribute_kernels(
+    kernels: Sequence[tuple[str, float]], segment_of: Mapping[str, int], num_segments: int
+) -> list[float]:
+    """Time of each segment from the times of kernels, by name, in the order in which they ran.
+
+    A kernel whose name says nothing counts with the next one that does. Pure.
+    """
+    segment_ms = [0.0] * num_segments
+    unnamed_ms = 0.0
+    last = 0
+    for name, duration_ms in kernels:
+        segment = segment_of.get(name.removesuffix(_LAYOUT))
+        if segment is None:
+            unnamed_ms += duration_ms
+            continue
+        segment_ms[segment] += duration_ms + unnamed_ms
+        unnamed_ms, last = 0.0, segment
+    segment_ms[last] += unnamed_ms
+    return segment_ms
+
+
+def _segment_of_names(graph: SegmentedGraph) -> dict[str, int]:
+    return {
+        name: segment.index
+        for segment in graph.segments
+        for node in graph.body[segment.first_node : segment.end_node]
+        for name in (node.name, *node.output)
+        if name
+    }
+
+
+def _time_whole(
+    graph: SegmentedGraph, feed: dict[str, Array], threads: int, budget_s: float
+) -> float:
+    session = open_session(graph.model.graph_path, threads)
+    return statistics.median(_run_often(session, feed, budget_s))
+
+
+def _time_kernels(
+    graph: SegmentedGraph, feed: dict[str, Array], threads: int, budget_s: float
+) -> tuple[list[tuple[str, float]], int]:
+    """Median time in ms of every kernel, in the order in which they ran, and the number of runs."""
+    with tempfile.TemporaryDirectory(prefix="shardline-profile-") as folder:
+        options = session_options(threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "kernels")
+        session = onnxruntime.InferenceSession(
+            str(graph.model.graph_path), options, providers=["CPUExecutionProvider"]
+        )
+        runs = WARM_UP_RUNS + len(_run_often(session, feed, budget_s))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_KERNEL)]
+    kernels.sort(key=lambda event: event["ts"])
+    if not kernels or len(kernels) % runs:
+        raise EngineError(
+            f"onnxruntime {onnxruntime.__version__} reports {len(kernels)} kernels of {runs} runs, "
+            "expected as many in each; install the version that pyproject.toml names"
+        )
+    return _medians(kernels, len(kernels) // runs), runs - WARM_UP_RUNS
+
+
+def _medians(kernels: Sequence[dict[str, Any]], per_run: int) -> list[tuple[str, float]]:
+    durations: dict[int, list[float]] = defaultdict(list)
+    for position, event in enumerate(kernels[WARM_UP_RUNS * per_run :]):
+        durations[position % per_run].append(event["dur"] / 1e3)
+    return [
+        (kernels[position]["name"].removesuffix(_KERNEL), statistics.median(durations[position]))
+        for position in range(per_run)
+    ]
+
+
+def _run_often(
+    session: onnxruntime.InferenceSession, feed: dict[str, Array], budget_s: float
+) -> list[float]:
+    """Times in ms of runs after the warm-up, as many as the budget allows."""
+    for _ in range(WARM_UP_RUNS):
+        run_session(session, feed)
     times: list[float] = []
     deadline = time.perf_counter() + budget_s
     while len(times) < MIN_ROUNDS or (time.perf_counter() < deadline and len(times) < MAX_ROUNDS):
         times.append(_time_once(session, feed))
-    return statistics.median(times)
+    return times
 
 
 def _time_once(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> float:

@@ -145,8 +145,8 @@ def _only_input(path: Path, model: ModelProto) -> ValueInfoProto:
             f"{path}: expected a model with one input, got {len(inputs)} ({names}); export it with "
             "the others fixed"
         )
-    (value,) = inputs
-    return value
+    only: ValueInfoProto = inputs[0]
+    return only
 
 
 def _input_spec(

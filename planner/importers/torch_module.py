@@ -23,7 +23,7 @@ class TorchReference:
     def __init__(
         self, module: nn.Module, output_names: Sequence[str], model_input: ImageInput | TensorInput
     ) -> None:
-        self._module, self._names, self._input = module, tuple(output_names), model_input
+        self.module, self._names, self._input = module, tuple(output_names), model_input
 
     @torch.inference_mode()
     def __call__(self, array: Array) -> dict[str, Array]:
@@ -31,8 +31,23 @@ class TorchReference:
         tensor = torch.from_numpy(array)
         if isinstance(self._input, ImageInput):
             tensor = normalise(tensor, self._input)
-        outputs = name_outputs(self._module(tensor))
+        outputs = name_outputs(self.module(tensor))
         return {name: outputs[name].numpy() for name in self._names}
+
+
+def work_out_of_place(module: nn.Module, images: Tensor) -> None:
+    """Make activations write to new tensors: exporting an in-place one takes twice as long.
+
+    Undone if it changes the answer, as it does where a model reads what it has overwritten.
+    """
+    before = name_outputs(module(images))
+    changed = [layer for layer in module.modules() if getattr(layer, "inplace", False) is True]
+    for layer in changed:
+        setattr(layer, "inplace", False)  # noqa: B010  (nn.Module types every attribute as a tensor)
+    after = name_outputs(module(images))
+    if not all(torch.equal(before[name], after[name]) for name in before):
+        for layer in changed:
+            setattr(layer, "inplace", True)  # noqa: B010
 
 
 def normalise(images: Tensor, image: ImageInput) -> Tensor:
@@ -72,6 +87,7 @@ def finish_import(
                 progress("calibrating random weights", 0.1)
                 enliven(module, batch)
             result = module(batch[:2])
+            work_out_of_place(module, batch[:2])
         except Exception as error:  # a forward pass can fail in any way
             raise ModelError(
                 f"{name}: cannot run on a {image.channels}x{image.height}x{image.width} input: "

@@ -39,7 +39,7 @@ def import_torchvision_model(
         weights_file = open_weights(options)
         options = weights_file.options
     trained = _trained_weights(models, model_name)
-    image = decide_image_input(_image_defaults(trained), options, name)
+    image = decide_image_input(image_defaults(models, model_name), options, name)
     builder_args: dict[str, Any] = dict(options.model_args)
     if options.num_classes is not None:
         builder_args["num_classes"] = options.num_classes
@@ -138,8 +138,9 @@ def _trained_weights(models: Any, model_name: str) -> Any:
         return None
 
 
-def _image_defaults(trained: Any) -> ImageDefaults:
-    """Read the evaluation transform of the trained weights; needs no download."""
+def image_defaults(models: Any, model_name: str) -> ImageDefaults:
+    """Read the evaluation transform of the registry's trained weights; needs no download."""
+    trained = _trained_weights(models, model_name)
     if trained is None:
         return ImageDefaults()
     transform = trained.transforms()
