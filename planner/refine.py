@@ -17,6 +17,8 @@ from planner.profiler import MIN_ROUNDS, Profile, time_stages
 from planner.progress import Progress, silent
 
 MAX_ITERATIONS = 6
+NOISE = 0.05
+"""Balances that differ by less are equal, and the one that carries fewer bytes is taken."""
 MAX_ROUNDS = 9
 
 
@@ -45,7 +47,7 @@ def refine(
     deadline = time.monotonic() + budget_s
     tried: dict[tuple[int, ...], tuple[float, Profile]] = {}
     for iteration in range(MAX_ITERATIONS):
-        boundaries = tuple(partition(profile.segment_ms, edges, num_stages, method))
+        boundaries = tuple(partition(profile.segment_ms, edges, num_stages, method, NOISE))
         if boundaries in tried or (tried and time.monotonic() > deadline):
             break
         progress("balancing the stages", iteration / MAX_ITERATIONS)
@@ -57,7 +59,9 @@ def refine(
         # A share, not a time: the machine may have slowed down since the last iteration.
         tried[boundaries] = (max(loads) / sum(loads), profile)
     progress("balancing the stages", 1.0)
-    best = min(tried, key=lambda bounds: tried[bounds][0])
+    least = min(share for share, _ in tried.values())
+    good = [bounds for bounds, (share, _) in tried.items() if share <= least * (1 + NOISE)]
+    best = min(good, key=lambda bounds: sum(edges[cut] for cut in bounds))
     return Refined(best, tried[best][1])
 
 

@@ -14,7 +14,7 @@ SEGMENT_OF = {"conv": 0, "relu": 1, "pool": 2, "output": 3}
         # a convolution fused with its activation is named after the activation
         ([("relu_nchwc", 3.0), ("pool", 1.0), ("output", 1.0)], [0.0, 3.0, 1.0, 1.0]),
         # a change of layout has a name of onnxruntime's own: it counts with what follows
-        ([("reorder", 0.5), ("conv", 1.0), ("ReorderOutput_7", 0.25), ("pool", 1.0)], [1.5, 0, 1.25, 0]),
+        ([("reorder", 0.5), ("conv", 1.0), ("reorder", 0.25), ("pool", 1.0)], [1.5, 0, 1.25, 0]),
         # or with the last one that was named, at the end
         ([("conv", 1.0), ("output", 2.0), ("reorder", 0.5)], [1.0, 0, 0, 2.5]),
         ([("nothing known", 2.0)], [2.0, 0, 0, 0]),
