@@ -118,9 +118,18 @@ class PahoConnection:
         if self._failure is not None or not self._first_answer.is_set():
             self._stop_network()
             raise self._failure or BrokerUnreachableError(
-                f"cannot reach the broker at {self._address} within {waited_s:.0f} s; is it "
-                "running and is the address right? Try `shardline broker`, or check --broker"
+                f"cannot reach the broker at {self._address} within {waited_s:.0f} s "
+                f"({self._why_unreachable()}); is it running and is the address right? "
+                "Try `shardline broker`, or check --broker"
             )
+
+    def _why_unreachable(self) -> str:
+        """The system's own words, which paho keeps to itself."""
+        try:
+            socket.create_connection((self._address.host, self._address.port), timeout=1).close()
+        except OSError as error:
+            return error.strerror or str(error)
+        return "something answers there, but not as an MQTT 5 broker"
 
     def _wait_for_the_first_answer(self) -> float:
         """Until it comes, the time is up, or we are cancelled; the seconds that took."""

@@ -23,6 +23,7 @@ from contract.errors import BrokerStartError, EnvironmentMissingError
 
 START_TIMEOUT_S = 10.0
 LOG_LINES_SHOWN = 20
+RUNNING = " running"  # how Mosquitto 2 logs that it listens
 _SBIN = "/usr/sbin"  # where Debian puts mosquitto; not on every user's PATH
 
 
@@ -105,9 +106,12 @@ class EmbeddedBroker:
                 )
             try:
                 with socket.create_connection(("127.0.0.1", self.port), timeout=0.2):
-                    return
+                    # Somebody answers, but it is ours only if ours says that it runs.
+                    if RUNNING in self.log_tail():
+                        return
             except OSError:
-                time.sleep(0.01)
+                pass
+            time.sleep(0.01)
         raise BrokerStartError(
             f"mosquitto does not accept connections on port {self.port} after "
             f"{START_TIMEOUT_S:g} s; its log:\n{self.log_tail()}"

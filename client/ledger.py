@@ -23,6 +23,7 @@ class Entry:
     attempt: int = -1  # none sent yet
     route: tuple[str, ...] = ()
     retry_at: float = 0.0
+    why: str = ""  # the reason of the next retry, when it is not the deadline
     refusals: list[str] = field(default_factory=list)
 
 
@@ -45,7 +46,7 @@ class Ledger:
     def sent(self, entry: Entry, route: tuple[str, ...], retry_at: float) -> None:
         """A (further) attempt went out by ``route``."""
         entry.attempt += 1
-        entry.route, entry.retry_at = route, retry_at
+        entry.route, entry.retry_at, entry.why = route, retry_at, ""
         if entry.attempt:
             self._retried += 1
 

@@ -239,7 +239,7 @@ class Pipeline:
             self._active_s += elapsed
         self._watch.feed.budget.earn(now)
         for entry in self._ledger.due(self._active_s):
-            self._retry(entry, entry.refusals[-1] if entry.refusals else "its deadline has passed")
+            self._retry(entry, entry.why or "its deadline has passed")
         limit = self._settings.batch_timeout_s
         if limit is not None:
             for entry in self._ledger.open_entries():
@@ -326,22 +326,23 @@ class Pipeline:
                 self._kill(entry, DeathReason.POISON, detail)
                 return
         entry.retry_at = self._active_s + refusal_delay_s(entry.attempt)
+        entry.why = detail
 
     def _on_status(self, status: DeviceStatus) -> None:
         if self._watch.take_status(status):
             self._report(EventKind.DEVICE_LOST, f"device {status.device}: {status.state}")
-            self._resend(status.device)
+            self._resend(f"{status.device} was lost", status.device)
 
     def _on_connected(self, session_present: bool) -> None:
         if self._watch.is_known and not session_present:
             log.warning("the broker forgot our session: sending all open batches again")
-            self._resend()
+            self._resend("the broker forgot our session")
 
-    def _resend(self, device: str | None = None) -> None:
+    def _resend(self, why: str, device: str | None = None) -> None:
         """Let the attempts that may be lost (with ``device``, or all) be due at once."""
         for entry in self._ledger.open_entries():
             if device is None or device in entry.route:
-                entry.retry_at = self._active_s
+                entry.retry_at, entry.why = self._active_s, why
 
     def _on_plan(self, delivery: Delivery) -> None:
         if not delivery.payload:
@@ -352,7 +353,7 @@ class Pipeline:
             raise WireFormatError(str(error)) from error  # what was published is no plan at all
         if self._watch.take_plan(plan, time.monotonic()):
             self._report(EventKind.PLAN_CHANGED, f"now plan {plan.plan_id} ({plan.name})")
-            self._resend()
+            self._resend("the plan changed")
 
     # Telling
 

@@ -160,9 +160,19 @@ def result_writer(path: Path, file: IO[str], labels: Sequence[str], top_k: int) 
     Raises:
         SettingsError: another ending.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
+    check_result_name(path)
+    if path.suffix.lower() == ".csv":
         return CsvWriter(file, labels, top_k)
-    if suffix in (".jsonl", ".json") or str(path) == "-":
-        return JsonLinesWriter(file, labels)
-    raise SettingsError(f"--out {path}: expected a name that ends in .jsonl or .csv, or - ")
+    return JsonLinesWriter(file, labels)
+
+
+def check_result_name(path: Path) -> None:
+    """Refuse a name whose ending says no format, before anything is overwritten.
+
+    Raises:
+        SettingsError: neither `.csv` nor `.jsonl` nor `.json` nor `-`.
+    """
+    if str(path) != "-" and path.suffix.lower() not in (".csv", ".jsonl", ".json"):
+        raise SettingsError(
+            f"--out {path}: expected a name that ends in .jsonl or .csv, or - for stdout"
+        )

@@ -108,7 +108,7 @@ def image_source(
             try:
                 pixels = read_image(path, spec)
             except SourceError as error:
-                log.warning("skipped: %s", error)
+                log.info("skipped: %s", error)  # the command lists them at the end
                 source.skipped.append(str(error))
                 continue
             name = str(path.relative_to(root)) if root in path.parents else str(path)

@@ -26,7 +26,6 @@ from contract.tensor_spec import Tensors
 from contract.topics import is_name, is_plan_id
 
 FORMAT = "shardline/1"
-CONTENT_TYPE = "application/vnd.shardline.activation"
 CODECS = frozenset({"float32"})
 MAX_HEADER_BYTES = 64 * 1024
 MAX_TENSORS = 64

@@ -31,6 +31,14 @@ class FleetView:
             return "not seen"
         return str(status.shard if status.state is DeviceState.ONLINE else status.state)
 
+    def forget_failures(self) -> None:
+        """Forget devices that failed: a plan that is published again makes them try again."""
+        self._statuses = {
+            name: status
+            for name, status in self._statuses.items()
+            if status.shard is not ShardState.FAILED
+        }
+
     def failure(self, plan: Plan) -> str | None:
         """Why some device of the plan cannot load its shard, if one cannot."""
         for status in self._statuses.values():

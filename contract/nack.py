@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from contract.activation import BatchId
 from contract.errors import WireFormatError
-from contract.frozen import FrozenModel
+from contract.frozen import FrozenModel, explain
 
 MAX_NACK_BYTES = 16 * 1024  # 2,000 characters of detail, escaped at their longest
 
@@ -58,7 +58,7 @@ def parse_nack(payload: bytes, topic_device: str | None = None) -> Nack:
     try:
         nack = Nack.model_validate_json(payload)
     except ValidationError as error:
-        raise WireFormatError(f"not a nack: {error.errors()[0]['msg']}") from error
+        raise WireFormatError(f"not a nack: {explain(error)}") from error
     if topic_device is not None and nack.device != topic_device:
         raise WireFormatError(f"nack of {nack.device!r:.80} on the topic of {topic_device!r}")
     return nack

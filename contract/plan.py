@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from contract import topics
 from contract.errors import PlanError
-from contract.frozen import FrozenModel
+from contract.frozen import FrozenModel, explain
 from contract.tensor_spec import TensorSpec
 
 FORMAT_VERSION: Literal[1] = 1
@@ -235,7 +235,7 @@ def place(plan: Plan, devices: Sequence[Sequence[Replica]], cluster: str) -> Pla
         topic_map = _map_topics(plan.plan_id, places, cluster)
         return Plan.model_validate({**dict(plan), "placement": places, "topic_map": topic_map})
     except ValidationError as error:
-        raise PlanError(f"plan {plan.name}: {error.errors()[0]['msg']}") from error
+        raise PlanError(f"plan {plan.name}: {explain(error)}") from error
 
 
 def _map_topics(plan_id: str, places: Sequence[Placement], cluster: str) -> tuple[StageTopics, ...]:
@@ -275,10 +275,8 @@ def parse_plan(document: str | bytes, where: str) -> Plan:
     try:
         return Plan.model_validate_json(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        place_in = ".".join(map(str, first["loc"])) or "document"
         raise PlanError(
-            f"{where}: not a plan of format {FORMAT_VERSION} ({place_in}: {first['msg']}); "
+            f"{where}: not a plan of format {FORMAT_VERSION} ({explain(error)}); "
             "build it again with `shardline plan`"
         ) from error
 

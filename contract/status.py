@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from contract.errors import WireFormatError
-from contract.frozen import FrozenModel
+from contract.frozen import FrozenModel, explain
 
 MAX_STATUS_BYTES = 64 * 1024
 
@@ -92,7 +92,7 @@ def parse_status(payload: bytes, topic_device: str | None = None) -> DeviceStatu
     try:
         status = DeviceStatus.model_validate_json(payload)
     except ValidationError as error:
-        raise WireFormatError(f"not a device status: {error.errors()[0]['msg']}") from error
+        raise WireFormatError(f"not a device status: {explain(error)}") from error
     if topic_device is not None and status.device != topic_device:
         raise WireFormatError(f"status of {status.device!r:.80} on the topic of {topic_device!r}")
     return status

@@ -12,6 +12,9 @@ from contract.plan import Plan, Replica, place
 from contract.status import DeviceState, parse_status
 from planner.progress import Progress
 
+RETAINED_WITHIN_S = 0.3
+"""Time for the broker to hand over what it has retained: nothing tells that it was the last."""
+
 
 class Publisher:
     """A connection of the planner. Use as a context manager."""
@@ -69,6 +72,8 @@ class Publisher:
             DeliveryError: the broker does not acknowledge.
         """
         topic = topics.plan_topic(self._cluster)
+        self._settle()
+        self._fleet.forget_failures()
         future = self._connection.publish(topic, plan.to_json().encode(), retain=True)
         try:
             future.result(timeout=10)
@@ -100,6 +105,12 @@ class Publisher:
                     f"not ready after {timeout_s:g} s: {missing}; start `shardline stage` on these "
                     "devices and look at their logs"
                 )
+            self._listen()
+
+    def _settle(self) -> None:
+        """Take in the retained statuses, so that what fails from now on is news."""
+        deadline = time.monotonic() + RETAINED_WITHIN_S
+        while time.monotonic() < deadline:
             self._listen()
 
     def _listen(self) -> None:

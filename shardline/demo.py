@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,25 +22,30 @@ LOG_LINES_SHOWN = 15
 
 
 @contextmanager
-def stage_processes(devices: Sequence[str], shards: Path, broker: str) -> Iterator[None]:
+def stage_processes(
+    devices: Sequence[str], shards: Path, broker: str
+) -> Iterator[Callable[[], None]]:
     """One `shardline stage` process for each device, with one thread each; ended at the exit.
 
-    Raises:
-        EngineError: a process ended by itself; the message has the end of its log.
+    Yields a check that raises EngineError, with the end of its log, when one has ended by itself.
     """
     with tempfile.TemporaryDirectory(prefix="shardline-demo-") as folder:
         logs = [Path(folder) / f"{device}.log" for device in devices]
         processes = [
             _start(device, shards, broker, log) for device, log in zip(devices, logs, strict=True)
         ]
-        try:
-            yield
+
+        def check() -> None:
             for device, process, log in zip(devices, processes, logs, strict=True):
                 if process.poll() is not None:
                     tail = "\n".join(log.read_text().splitlines()[-LOG_LINES_SHOWN:])
                     raise EngineError(
                         f"the stage process {device} ended with {process.returncode}:\n{tail}"
                     )
+
+        try:
+            yield check
+            check()
         finally:
             for process in processes:
                 process.send_signal(signal.SIGTERM)

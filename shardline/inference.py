@@ -12,7 +12,7 @@ from rich.table import Table
 from client.batch import Batch, DeadBatch, Ended
 from client.pipeline import Pipeline
 from client.prefetch import prefetch
-from client.results import ResultWriter, image_results, in_order, result_writer
+from client.results import ResultWriter, check_result_name, image_results, in_order, result_writer
 from client.sources import Source, batches, open_source
 from client.summary import Summary, Tally
 from contract.errors import DeliveryError, SettingsError, SourceError
@@ -119,7 +119,8 @@ def run_inference(
     for detail in source.skipped:
         err.print(f"skipped: {detail}", markup=False, soft_wrap=True)
     for death in dead:
-        err.print(f"no result: batch {death.batch_id}: {death.reason}: {death.detail}")
+        text = f"no result: batch {death.batch_id}: {death.reason}: {death.detail}"
+        err.print(text, markup=False, soft_wrap=True)
     if as_json:
         print_json(summary.model_dump(mode="json"))
     elif str(out_path) != "-":
@@ -169,7 +170,7 @@ def _open_writer(
         return None
     if str(path) == "-":
         return result_writer(path, sys.stdout, labels, top_k)
-    result_writer(path, sys.stdout, labels, top_k) if path.suffix == "" else None
+    check_result_name(path)
     try:
         file = stack.enter_context(path.open("w", newline="", encoding="utf-8"))
     except OSError as error:

@@ -13,33 +13,46 @@ from contract import topics
 from contract.errors import SettingsError
 
 
-def option(flag: str, help_text: str, **extra: Any) -> Any:
-    """A typer option with the environment variable that follows from its flag."""
-    variable = "SHARDLINE_" + flag.removeprefix("--").replace("-", "_").upper()
-    return typer.Option(flag, envvar=variable, help=help_text, show_envvar=False, **extra)
+def option(
+    flag: str,
+    help_text: str,
+    *,
+    short: str | None = None,
+    variable: str | None = None,
+    **extra: Any,
+) -> Any:
+    """A typer option with the environment variable that follows from its flag.
+
+    ``variable`` names another one, where two commands give one flag two meanings.
+    """
+    name = variable or flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    flags = (flag,) if short is None else (flag, short)
+    return typer.Option(
+        *flags, envvar=f"SHARDLINE_{name}", help=help_text, show_envvar=False, **extra
+    )
 
 
 Broker = Annotated[str, option("--broker", "Address of the broker: host or host:port.")]
 Cluster = Annotated[str, option("--cluster", "Name of the cluster: devices of one see no other.")]
 Username = Annotated[
-    str | None, option("--username", "User name at the broker; also this process's client id.")
+    str | None,
+    option("--username", "User name at the broker; also this process's name, but for a stage."),
 ]
 PasswordFile = Annotated[
     Path | None,
     option("--password-file", "File that holds the password (or set SHARDLINE_PASSWORD)."),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, on stderr.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Verbose = Annotated[bool, option("--verbose", "Log what happens, on stderr.", short="-v")]
+Json = Annotated[bool, option("--json", "Print one JSON document on stdout.")]
 Threads = Annotated[
     int, option("--threads", "Threads of the engine (0: one for each core).", min=0, max=256)
 ]
 Engine = Annotated[str, option("--engine", "What executes a shard: onnxruntime, torch, identity.")]
 Prepack = Annotated[
     bool,
-    typer.Option(
+    option(
         "--prepack/--no-prepack",
-        envvar="SHARDLINE_PREPACK",
-        help="Let onnxruntime keep a second, reordered copy of the weights: faster, more memory.",
+        "Let the engine keep weights reordered: faster, more memory (see docs/settings.md).",
     ),
 ]
 ReadyTimeout = Annotated[

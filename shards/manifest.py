@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from contract.errors import ShardError, ShardMissingError
-from contract.frozen import FrozenModel
+from contract.frozen import FrozenModel, explain
 from contract.plan import ShardFile
 from contract.tensor_spec import TensorSpec
 
@@ -47,6 +47,6 @@ def load_manifest(folder: Path) -> ShardManifest:
         return ShardManifest.model_validate_json(document)
     except ValidationError as error:
         raise ShardError(
-            f"{path}: not a shard manifest ({error.errors()[0]['msg']}); copy the stage folder "
+            f"{path}: not a shard manifest ({explain(error)}); copy the stage folder "
             "again, or build the plan again with `shardline plan`"
         ) from error

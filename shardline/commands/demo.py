@@ -31,7 +31,10 @@ def run(
         option("--weights", "As in `plan`; default: the digits' own, random for another model."),
     ] = None,
     stages: Annotated[int, option("--stages", "How many stages.", min=1)] = 3,
-    batch: Annotated[int, option("--batch", "Images in a batch.", min=1, max=4096)] = 8,
+    batch: Annotated[
+        int | None,
+        option("--batch", "Images in a batch; default 8, 1 for another model.", min=1, max=4096),
+    ] = None,
     seed: options.Seed = 0,
     out: Annotated[Path, option("--out", "Folder of built plans.")] = options.SHARDS_DIR,
     verbose: options.Verbose = False,
@@ -59,6 +62,7 @@ def run(
     own_model = model is None
     model = model or DIGITS_MODEL
     weights = weights or (str(DIGITS_WEIGHTS) if own_model else "random")
+    batch = batch or (8 if own_model else 1)
     images = images or str(DIGITS_IMAGES if own_model else PHOTOGRAPHS)
     chosen = import_options(weights, seed, None, None, None, None, None, "auto")
     devices = [f"stage-{index}" for index in range(stages)]
@@ -86,11 +90,19 @@ def run(
             plan = build_plan(imported, graph, request, step)
         del graph
         planned = time.perf_counter()
-        err.print(f"planned {model} in {planned - started:.1f} s; {verification_line(plan)}")
-        with stage_processes(devices, out / plan.name, str(embedded.address)):
+        err.print(
+            f"planned {model} in {planned - started:.1f} s; {verification_line(plan)}",
+            soft_wrap=True,
+        )
+        with stage_processes(devices, out / plan.name, str(embedded.address)) as check:
             with Publisher(connect, "default", "planner") as publisher, steps("starting") as step:
+
+                def watch(description: str, fraction: float) -> None:
+                    check()
+                    step(description, fraction)
+
                 publisher.publish(plan)
-                publisher.wait_until_ready(plan, 60, step)
+                publisher.wait_until_ready(plan, 60, watch)
             settings = ClientSettings(name=random_client_name())
             with Pipeline(settings, connect) as pipeline, progress_bar() as bar:
                 pipeline.open()

@@ -6,10 +6,9 @@ import platform
 import sys
 from typing import Annotated, NamedTuple
 
-import typer
-
 from contract.errors import EnvironmentMissingError
 from shardline import options
+from shardline.options import option
 
 STAGE_PACKAGES = ("numpy", "onnxruntime", "paho", "psutil", "pydantic", "safetensors", "xxhash")
 PLANNER_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript")
@@ -25,7 +24,7 @@ class Finding(NamedTuple):
 
 def run(
     stage_only: Annotated[
-        bool, typer.Option("--stage-only", help="Only what a device needs, not the planner's part.")
+        bool, option("--stage-only", "Only what a device needs, not the planner's part.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -17,7 +17,10 @@ def run(
         ),
     ],
     out: Annotated[
-        Path | None, option("--out", "Write one row an image: .jsonl, .csv, or - for stdout.")
+        Path | None,
+        option(
+            "--out", "Write one row an image: .jsonl, .csv, or - for stdout.", variable="RESULTS"
+        ),
     ] = None,
     local: Annotated[
         Path | None,
@@ -62,6 +65,7 @@ def run(
     from client.pipeline import ClientSettings, Pipeline, random_client_name
     from contract.errors import SettingsError
     from contract.plan import load_plan
+    from shardline.commands.stage import available_cores
     from shardline.connecting import connect_to
     from shardline.console import set_up_logging
     from shardline.inference import Feeder, PipelineFeeder, run_inference
@@ -78,7 +82,7 @@ def run(
             chosen = import_options(
                 weights, seed, num_classes, input_size, model_arg, mean, std, preprocess
             )
-            feeder = WholeFeeder(whole, chosen, threads or 1, batch or 1)
+            feeder = WholeFeeder(whole, chosen, threads or available_cores(), batch or 1)
         elif local is not None:
             from shardline.local import local_pipeline
 
@@ -89,7 +93,7 @@ def run(
                         plan,
                         local if local.is_dir() else local.parent,
                         engine=engine,
-                        threads=threads,
+                        threads=threads or available_cores(),
                         window=window,
                     )
                 )

@@ -24,12 +24,16 @@ def run(
         option("--cut", "Cut here (a name of --list-cuts); repeatable, instead of --stages."),
     ] = None,
     list_cuts: Annotated[
-        bool, typer.Option("--list-cuts", help="Print every legal cut point and stop.")
+        bool, option("--list-cuts", "Print every legal cut point and stop.")
     ] = False,
     batch: options.BatchSize = 1,
     device: Annotated[
         list[str] | None,
-        option("--device", "Device of the next stage, in order; repeatable. Default: at publish."),
+        option(
+            "--device",
+            "Device of the next stage, in order; repeatable. Default: at publish.",
+            variable="DEVICES",
+        ),
     ] = None,
     partitioner: Annotated[
         str, option("--partitioner", "How to balance the stages: exact, greedy or even.")
@@ -51,6 +55,7 @@ def run(
 ) -> None:
     """Cut a model into stages, write their shards, and prove that they equal the whole model."""
     from contract.errors import SettingsError
+    from shardline.commands.stage import available_cores
     from shardline.console import out as stdout
     from shardline.console import print_json, set_up_logging, steps
     from shardline.importing import import_options
@@ -83,7 +88,7 @@ def run(
                 num_stages=stages or 1,
                 cuts=tuple(cut) if cut else None,
                 batch_size=batch,
-                threads=threads or 1,
+                threads=threads or available_cores(),
                 partitioner=cast(Literal["exact", "greedy", "even"], partitioner),
                 devices=tuple((Replica(device=check_name("device", d)),) for d in device)
                 if device

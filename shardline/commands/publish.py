@@ -15,7 +15,9 @@ def run(
     device: Annotated[
         list[str] | None,
         option(
-            "--device", "Device of the next stage, in order; repeatable. Default: those online."
+            "--device",
+            "Device of the next stage, in order; repeatable. Default: those online.",
+            variable="DEVICES",
         ),
     ] = None,
     broker: options.Broker = options.DEFAULT_BROKER,

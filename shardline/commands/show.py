@@ -25,7 +25,7 @@ def run(
     out.print(stages_table(built))
     out.print(verification_line(built), soft_wrap=True)
     if built.tied_weights:
-        out.print(f"weights in more than one shard: {', '.join(built.tied_weights)}")
+        out.print(f"in more than one shard: {', '.join(built.tied_weights)}", markup=False)
     if built.topic_map:
         out.print(placement_table(built))
     else:
