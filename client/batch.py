@@ -11,12 +11,13 @@ from contract.tensor_spec import Tensors
 class Batch:
     """What goes in: tensors with a leading batch dimension, and whose they are.
 
-    ``names`` has one entry per image; ``labels`` too, as class indices, or is empty when unknown.
+    ``names`` has one entry per image. So has ``labels``, class indices where they are known; it may
+    be empty when none is.
     """
 
     tensors: Tensors
     names: tuple[str, ...]
-    labels: tuple[int, ...] = ()
+    labels: tuple[int | None, ...] = ()
 
     @property
     def images(self) -> int:

@@ -22,12 +22,16 @@ def attempt_deadline_s(p99_s: float | None, attempt: int) -> float:
     if p99_s is None:
         return MAX_DEADLINE_S
     first = max(MIN_DEADLINE_S, P99_FACTOR * p99_s)
-    return float(min(first * 2**attempt, max(MAX_DEADLINE_S, first)))
+    return float(min(first * _doubled(attempt), max(MAX_DEADLINE_S, first)))
 
 
 def refusal_delay_s(attempt: int) -> float:
     """How long to wait before sending a refused batch again: a refusal is quick, a loop is not."""
-    return float(min(FIRST_REFUSAL_DELAY_S * 2**attempt, MAX_REFUSAL_DELAY_S))
+    return float(min(FIRST_REFUSAL_DELAY_S * _doubled(attempt), MAX_REFUSAL_DELAY_S))
+
+
+def _doubled(attempt: int) -> float:
+    return 2.0 ** min(attempt, 32)  # both results are capped long before
 
 
 class RetryBudget:

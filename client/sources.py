@@ -6,6 +6,7 @@ picture.
 
 import glob
 import logging
+import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,12 +147,12 @@ def numpy_source(path: Path, tensor: TensorSpec) -> Source:
         SourceError: not an array, or one of another dtype or shape.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        # numpy evaluates the header as a Python literal, and a damaged one fails in many ways
         raise SourceError(f"{path}: cannot read this array: {error}") from error
-    if not isinstance(array, np.ndarray) or not tensor.fits(array):
-        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
-        raise SourceError(f"{path}: expected {tensor.describe()}, got {got}")
+    if not tensor.fits(array):
+        raise SourceError(f"{path}: expected {tensor.describe()}, got {array.dtype} {array.shape}")
     return Source(
         (Item(f"{path.name}[{i}]", None, np.asarray(row)) for i, row in enumerate(array)),
         len(array),
@@ -193,11 +194,10 @@ def batches(items: Iterable[Item], tensor_name: str, batch_size: int) -> Iterato
 
 
 def _batch(group: Sequence[Item], tensor_name: str) -> Batch:
-    known = [item.label for item in group if item.label is not None]
     return Batch(
         tensors={tensor_name: np.stack([item.tensor for item in group])},
         names=tuple(item.name for item in group),
-        labels=tuple(known) if len(known) == len(group) else (),
+        labels=tuple(item.label for item in group),
     )
 
 

@@ -113,11 +113,11 @@ def judge(
         best, best_whole = got.argmax(axis=1), expected.argmax(axis=1)
         disagreements += int((best != best_whole).sum())
         images += len(got)
-        if result.batch.labels:
-            labels = np.asarray(result.batch.labels)
-            labelled += len(labels)
-            pipeline_correct += int((best == labels).sum())
-            whole_correct += int((best_whole == labels).sum())
+        for label, mine, whole in zip(result.batch.labels, best, best_whole, strict=False):
+            if label is not None:
+                labelled += 1
+                pipeline_correct += int(mine == label)
+                whole_correct += int(whole == label)
     return Judgement(
         images=images,
         pipeline_correct=pipeline_correct,

@@ -44,19 +44,27 @@ def find_shard(shards_dir: Path, plan: Plan, stage_index: int) -> Path:
     Raises:
         ShardMissingError: there is no folder of this stage at all.
         PlanMismatchError: there are such folders, but of other plans.
+        ShardError: none fits, and one has a manifest that cannot be read.
     """
     folder = plan.stages[stage_index].folder
     candidates = [shards_dir / folder, *sorted(shards_dir.glob(f"*/{folder}"))]
     if shards_dir.name == folder:
         candidates.insert(0, shards_dir)
     found_plan = ""
+    broken: ShardError | None = None
     for candidate in candidates:
         if not (candidate / MANIFEST_FILE).is_file():
             continue
-        plan_id = load_manifest(candidate).plan_id
+        try:
+            plan_id = load_manifest(candidate).plan_id
+        except ShardError as error:
+            broken = broken or error  # perhaps another plan's: a good one may follow
+            continue
         if plan_id == plan.plan_id:
             return candidate
         found_plan = plan_id
+    if broken is not None:
+        raise broken
     if found_plan:
         raise PlanMismatchError(
             f"{shards_dir}: shard of stage {stage_index}",

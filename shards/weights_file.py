@@ -38,7 +38,7 @@ def read_layout(path: Path) -> dict[str, WeightEntry]:
                 raise ValueError(f"tensor {name} lies outside the file")
             shape = tuple(int(dimension) for dimension in entry["shape"])
             entries[name] = WeightEntry(entry["dtype"], shape, start + begin, end - begin)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise _broken(path, error) from error
     return entries
 
@@ -50,6 +50,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         WeightsError: the file is not safetensors.
     """
     metadata = _read_header(path)[0].get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise _broken(path, TypeError("__metadata__ is not an object"))
     return {str(key): str(value) for key, value in metadata.items()}
 
 
@@ -65,7 +67,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             raise TypeError("the header is not an object")
     except OSError as error:
         raise WeightsError(f"{path}: cannot read ({error.strerror})") from error
-    except (ValueError, TypeError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise _broken(path, error) from error
     return document, 8 + header_bytes, size
 
