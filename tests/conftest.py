@@ -3,6 +3,7 @@
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,3 +76,12 @@ def start_stage(connect: Connect, cluster: str) -> Iterator[StartStage]:
     for _, thread in running:
         thread.join(timeout=10)
         assert not thread.is_alive()
+
+
+def eventually(condition: Callable[[], object], what: str, timeout_s: float = 15.0) -> None:
+    """Poll until ``condition()`` is true: the way to wait for another thread or process."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.005)
