@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import onnx
+import onnxruntime
 from onnx import ModelProto, helper
 
 from contract.errors import EngineError, ModelError
 from contract.tensor_spec import BATCH, DType, TensorSpec
 from planner.onnx_graph import dtype_name, to_bytes
 from planner.sample_inputs import sample_tensor
-from shards.session import open_session, run_session
+from shards.session import run_session, session_options
 
 BATCH_SIZES = (2, 3)  # not 1, which also is what broadcasting makes of anything
 
@@ -74,8 +75,7 @@ def probe(model: ModelProto, model_input: TensorSpec, path: Path) -> dict[str, P
         )
     path.write_bytes(to_bytes(probing))
     try:
-        # Without the second layout of the weights: this session runs twice.
-        session = open_session(path, threads=1, prepack=False)
+        session = _open(path)
         first, second = (
             run_session(session, {model_input.name: sample_tensor(model_input, size, seed=0)})
             for size in BATCH_SIZES
@@ -94,6 +94,20 @@ def probe(model: ModelProto, model_input: TensorSpec, path: Path) -> dict[str, P
     dims = tuple((1, 1) if dim == BATCH else (int(dim), 0) for dim in model_input.shape)
     probed[model_input.name] = ProbedTensor(model_input.dtype, dims)
     return probed
+
+
+def _open(path: Path) -> onnxruntime.InferenceSession:
+    """A session that holds as little as possible: it runs twice, and only shapes come out."""
+    options = session_options(threads=1, prepack=False)
+    # In the default order every shape is read at the end, with all activations still there; and
+    # optimisation would keep each in two layouts.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = False
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes share no base below Exception
+        raise EngineError(f"onnxruntime cannot load it: {error!s:.300}") from error
 
 
 def _rules(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[tuple[int, int] | None, ...]:
