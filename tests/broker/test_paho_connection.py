@@ -340,8 +340,8 @@ def test_a_closed_connection_leaves_nothing_open(
     assert process.num_fds() > before
     for connection in connections:
         connection.close(forget_session=True)
-    assert process.num_fds() <= before
-    assert process.num_threads() <= threads
+    eventually(lambda: process.num_fds() <= before, "all sockets are closed")
+    eventually(lambda: process.num_threads() <= threads, "all threads have ended")
 
 
 def test_a_token_is_used_once_by_many_threads() -> None:
