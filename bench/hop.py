@@ -29,7 +29,8 @@ from bench.identity_plan import make_identity_plan
 from broker.connection import connector
 from broker.embedded import EmbeddedBroker
 from client.batch import Batch, BatchResult
-from client.pipeline import ClientSettings, Pipeline
+from client.pipeline import Pipeline
+from client.settings import ClientSettings
 from planner.publish import Publisher
 
 

@@ -20,7 +20,8 @@ import psutil
 from broker.connection import connector
 from broker.embedded import EmbeddedBroker
 from client.batch import Batch
-from client.pipeline import ClientSettings, Pipeline
+from client.pipeline import Pipeline
+from client.settings import ClientSettings
 from contract.plan import Plan, Replica, load_plan
 from planner.build import PlanRequest, build_plan
 from planner.canonical import canonicalise

@@ -27,7 +27,8 @@ from broker.connection import connector
 from broker.embedded import EmbeddedBroker
 from broker.transport import Connect
 from client.batch import Batch, BatchResult
-from client.pipeline import ClientSettings, Pipeline
+from client.pipeline import Pipeline
+from client.settings import ClientSettings
 from contract.plan import Plan, Replica, load_plan
 from planner.build import PlanRequest, build_plan
 from planner.canonical import canonicalise

@@ -2,7 +2,8 @@
 
 from broker.connection import connector
 from broker.transport import parse_address
-from client.pipeline import ClientSettings, Pipeline, random_client_name
+from client.pipeline import Pipeline
+from client.settings import ClientSettings, random_client_name
 from contract.topics import DEFAULT_CLUSTER
 
 

@@ -10,16 +10,19 @@ import queue
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future
+from functools import partial
+from typing import NamedTuple
 
 from broker.reporter import EventReporter
-from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
+from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery, PublishOutcome
 from client.batch import Batch, BatchResult, DeadBatch, DeathReason, Ended
 from client.feed import FeedWatch
 from client.ledger import Entry, Ledger
 from client.retry import MAX_REFUSALS, attempt_deadline_s, refusal_delay_s
+from client.settings import ClientSettings
 from contract import topics
-from contract.activation import Header, decode, encode
+from contract.activation import BatchId, Header, decode, encode
 from contract.errors import (
     DeliveryError,
     PlanError,
@@ -39,25 +42,15 @@ METRICS_INTERVAL_S = 1.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ClientSettings:
-    """How a client feeds a pipeline.
+class NobodyThere(NamedTuple):
+    """The broker found no subscriber for an attempt."""
 
-    ``window``: batches in flight; None means 2 for each device of the plan.
-    ``ready_timeout_s``: how long :meth:`Pipeline.open` waits for a plan and its devices.
-    ``batch_timeout_s``: after this long a batch is declared dead; None never gives up.
-    """
-
-    name: str
-    cluster: str = topics.DEFAULT_CLUSTER
-    window: int | None = None
-    ready_timeout_s: float = 60.0
-    batch_timeout_s: float | None = None
+    batch_id: BatchId
+    attempt: int
 
 
-def random_client_name() -> str:
-    """A client name that no other run has."""
-    return f"client-{secrets.token_hex(4)}"
+Heard = Delivery | bool | NobodyThere | BaseException
+"""What the network thread puts into the queue; a boolean is a connect, with session present."""
 
 
 class Pipeline:
@@ -70,12 +63,13 @@ class Pipeline:
             BrokerUnreachableError, NotAuthorisedError: see :class:`broker.transport.Connect`.
         """
         self._settings = settings
-        self._inbox: queue.SimpleQueue[Delivery | bool] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Heard] = queue.SimpleQueue()
         self._watch = FeedWatch(settings.name, settings.window)
         self._ledger = Ledger(secrets.randbits(64))
         self._ended: list[Ended] = []
         self._rejected = 0
         self._active_s = 0.0
+        self._hurry = False  # something is due before the next tick
         self._last_tick = self._last_metrics = time.monotonic()
         self.on_metrics: Callable[[PipelineMetrics], None] = lambda _metrics: None
         self._connection = connect(
@@ -154,6 +148,7 @@ class Pipeline:
         Raises:
             TensorMismatchError: a batch does not fit the plan's input; nothing of it was sent.
             MessageTooLargeError: a batch exceeds what the broker accepts.
+            NotAuthorisedError: the broker does not let this client publish batches.
         """
         source = iter(batches)
         exhausted = False
@@ -222,8 +217,19 @@ class Pipeline:
             self._settings.cluster, route[0], self.plan.plan_id, 0, self._settings.name
         )
         self._watch.feed.router.begin((entry.batch_id, entry.attempt), route)
-        self._connection.publish(topic, encode(header, entry.batch.tensors))
+        future = self._connection.publish(topic, encode(header, entry.batch.tensors))
+        future.add_done_callback(partial(self._note_publish, entry.batch_id, entry.attempt))
         return True
+
+    def _note_publish(
+        self, batch_id: BatchId, attempt: int, future: Future[PublishOutcome]
+    ) -> None:
+        """On the network thread: hand over what the broker said, unless all is well."""
+        error = future.exception()
+        if error is not None:
+            self._inbox.put(error)
+        elif future.result() is PublishOutcome.NO_SUBSCRIBER:
+            self._inbox.put(NobodyThere(batch_id, attempt))
 
     def _retry(self, entry: Entry, why: str) -> None:
         if not self._watch.feed.budget.spend():
@@ -232,9 +238,12 @@ class Pipeline:
             self._report(EventKind.BATCH_RETRIED, f"batch {entry.batch_id}: {why}")
 
     def _tick(self) -> None:
-        """What time alone brings: deadlines and metrics."""
+        """What time alone brings: deadlines and metrics, a few times a second."""
         now = time.monotonic()
-        elapsed, self._last_tick = now - self._last_tick, now
+        elapsed = now - self._last_tick
+        if elapsed < TICK_S and not self._hurry:
+            return
+        self._last_tick, self._hurry = now, False
         if self._connection.is_connected and not self._watch.feed.router.missing_stages():
             self._active_s += elapsed
         self._watch.feed.budget.earn(now)
@@ -265,9 +274,14 @@ class Pipeline:
         except queue.Empty:
             pass
 
-    def _handle(self, item: Delivery | bool) -> None:
+    def _handle(self, item: "Heard") -> None:
         if isinstance(item, bool):
             self._on_connected(session_present=item)
+            return
+        if isinstance(item, BaseException):
+            raise item  # the broker does not let us feed this pipeline: retrying cannot help
+        if isinstance(item, NobodyThere):
+            self._on_nobody_there(item)
             return
         try:
             topic = topics.parse_topic(item.topic)
@@ -328,6 +342,14 @@ class Pipeline:
         entry.retry_at = self._active_s + refusal_delay_s(entry.attempt)
         entry.why = detail
 
+    def _on_nobody_there(self, what: "NobodyThere") -> None:
+        """A hint that the first device is gone; its will may still be on the way."""
+        entry = self._ledger.find(what.batch_id)
+        if entry is not None and entry.attempt == what.attempt:
+            self._watch.feed.router.end((what.batch_id, what.attempt))
+            entry.retry_at = self._active_s + refusal_delay_s(entry.attempt)
+            entry.why = f"nobody listens as {entry.route[0]}"
+
     def _on_status(self, status: DeviceStatus) -> None:
         if self._watch.take_status(status):
             self._report(EventKind.DEVICE_LOST, f"device {status.device}: {status.state}")
@@ -343,6 +365,7 @@ class Pipeline:
         for entry in self._ledger.open_entries():
             if device is None or device in entry.route:
                 entry.retry_at, entry.why = self._active_s, why
+        self._hurry = True
 
     def _on_plan(self, delivery: Delivery) -> None:
         if not delivery.payload:

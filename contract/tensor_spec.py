@@ -39,14 +39,12 @@ class TensorSpec(FrozenModel):
 
     def fits(self, array: npt.NDArray[np.generic]) -> bool:
         """Whether dtype, rank and every fixed dimension agree and the batch is not empty."""
-        return (
-            array.dtype.name == self.dtype
-            and array.ndim == len(self.shape)
-            and all(
-                actual >= 1 if expected == BATCH else actual == expected
-                for expected, actual in zip(self.shape, array.shape, strict=True)
-            )
-        )
+        if array.dtype != self.dtype or array.ndim != len(self.shape):
+            return False
+        for expected, actual in zip(self.shape, array.shape, strict=True):
+            if actual != expected and (expected != BATCH or actual < 1):
+                return False
+        return True
 
 
 def check_tensors(where: str, specs: Sequence[TensorSpec], tensors: Tensors) -> int:
@@ -57,7 +55,7 @@ def check_tensors(where: str, specs: Sequence[TensorSpec], tensors: Tensors) -> 
             tensors disagree about the batch size.
     """
     expected_names = {spec.name for spec in specs}
-    if expected_names != set(tensors):
+    if expected_names != tensors.keys():
         raise TensorMismatchError(
             f"{where}: expected tensors {sorted(expected_names)}, got {sorted(tensors)}; "
             "sender and receiver must run the same plan"
@@ -70,9 +68,9 @@ def check_tensors(where: str, specs: Sequence[TensorSpec], tensors: Tensors) -> 
                 f"{where}, tensor `{spec.name}`: expected {spec.describe()}, "
                 f"got {array.dtype.name} {array.shape}; sender and receiver must run the same plan"
             )
-        batch_sizes.update(
-            actual for dim, actual in zip(spec.shape, array.shape, strict=True) if dim == BATCH
-        )
+        for dimension, actual in zip(spec.shape, array.shape, strict=True):
+            if dimension == BATCH:
+                batch_sizes.add(actual)
     if len(batch_sizes) > 1:
         raise TensorMismatchError(
             f"{where}: the tensors disagree about the batch size: {sorted(batch_sizes)}"

@@ -20,22 +20,27 @@ different functions, and a missing name can never turn into a wildcard.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from contract.errors import SettingsError, WireFormatError
 
 ROOT = "shardline"
 DEFAULT_CLUSTER = "default"
+CACHED = 4096
+"""Answers remembered: the same few topics and names come with every message."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _RESERVED = frozenset({"pipeline"})
 _PLAN_ID = re.compile(r"[0-9a-f]{16}")
 _STAGE = re.compile(r"0|[1-9][0-9]{0,3}")
 
 
+@lru_cache(maxsize=CACHED)
 def is_name(text: str) -> bool:
     """Whether ``text`` can be the name of a device, a client or a cluster."""
     return bool(_NAME.fullmatch(text)) and text not in _RESERVED
 
 
+@lru_cache(maxsize=CACHED)
 def is_plan_id(text: str) -> bool:
     """Whether ``text`` can be the id of a plan: 16 lower-case hex digits."""
     return bool(_PLAN_ID.fullmatch(text))
@@ -82,6 +87,7 @@ def status_filter(cluster: str) -> str:
     return f"{_base(cluster)}/device/+/status"
 
 
+@lru_cache(maxsize=CACHED)
 def input_topic(cluster: str, to: str, plan_id: str, stage_index: int, sender: str) -> str:
     """Where ``sender`` puts an activation for stage ``stage_index`` on device ``to``."""
     if not is_plan_id(plan_id):
@@ -104,6 +110,7 @@ def command_filter(cluster: str, device: str) -> str:
     return f"{_device(cluster, device)}/command/+"
 
 
+@lru_cache(maxsize=CACHED)
 def result_topic(cluster: str, client: str, sender: str) -> str:
     """Where ``sender``, the last stage, puts a result for ``client``."""
     return f"{_client(cluster, client)}/result/{check_name('sender', sender)}"
@@ -171,6 +178,7 @@ class Topic:
     stage_index: int | None = None
 
 
+@lru_cache(maxsize=CACHED)
 def parse_topic(topic: str) -> Topic:
     """Inverse of the ``*_topic`` functions.
 

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from broker.memory import MemoryBroker
-from client.pipeline import ClientSettings, Pipeline, random_client_name
+from client.pipeline import Pipeline
+from client.settings import ClientSettings, random_client_name
 from contract.plan import Plan
 from planner.publish import Publisher, place_on
 from stage.agent import StageAgent, StageSettings

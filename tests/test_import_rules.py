@@ -57,7 +57,17 @@ PROBES = {
 }
 
 CONTRACT_MAY_IMPORT = {
-    *("__future__", "collections", "dataclasses", "enum", "hashlib", "json", "math", "pathlib"),
+    *(
+        "__future__",
+        "collections",
+        "dataclasses",
+        "enum",
+        "functools",
+        "hashlib",
+        "json",
+        "math",
+        "pathlib",
+    ),
     *("re", "typing", "numpy", "pydantic", "xxhash", "contract"),
 }
 """Pure things only: no network, no files beyond a path that a caller names, no framework."""

@@ -46,7 +46,8 @@ def run(
     from broker.connection import connector
     from broker.embedded import EmbeddedBroker
     from client.batch import BatchResult
-    from client.pipeline import ClientSettings, Pipeline, random_client_name
+    from client.pipeline import Pipeline
+    from client.settings import ClientSettings, random_client_name
     from client.sources import batches, open_source
     from contract.errors import DeliveryError, VerificationError
     from contract.metrics import PipelineMetrics

@@ -62,7 +62,8 @@ def run(
     """
     from contextlib import ExitStack
 
-    from client.pipeline import ClientSettings, Pipeline, random_client_name
+    from client.pipeline import Pipeline
+    from client.settings import ClientSettings, random_client_name
     from contract.errors import SettingsError
     from contract.plan import load_plan
     from shardline.commands.stage import available_cores

@@ -11,7 +11,8 @@ import pytest
 
 from broker.transport import Connect
 from client.batch import DeathReason
-from client.pipeline import ClientSettings, Pipeline
+from client.pipeline import Pipeline
+from client.settings import ClientSettings
 from contract import topics
 from contract.activation import Activation, BatchId, Header, decode, encode
 from contract.nack import NackReason

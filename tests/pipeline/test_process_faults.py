@@ -15,7 +15,8 @@ from broker.embedded import EmbeddedBroker
 from broker.memory import MemoryBroker
 from broker.transport import BrokerAddress, Callbacks, Connect, ConnectionSettings
 from client.batch import BatchResult
-from client.pipeline import ClientSettings, Pipeline
+from client.pipeline import Pipeline
+from client.settings import ClientSettings
 from contract import topics
 from contract.errors import DeliveryError, PlanError, ShardError, TensorMismatchError
 from contract.metrics import PipelineMetrics

@@ -8,7 +8,8 @@ import pytest
 
 from broker.transport import Callbacks, Connect, ConnectionSettings
 from client.batch import Batch, BatchResult
-from client.pipeline import ClientSettings, Pipeline
+from client.pipeline import Pipeline
+from client.settings import ClientSettings
 from contract import topics
 from contract.plan import Plan
 from tests.conftest import StartStage
