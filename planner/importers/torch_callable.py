@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -17,7 +19,10 @@ from planner.importers.imported_model import (
 )
 from planner.importers.torch_module import finish_import
 from planner.importers.torch_weights import load_weights, open_weights
+from planner.importers.torchvision_models import import_models
 from planner.progress import Progress
+
+T = TypeVar("T")
 
 
 def import_callable(spec: str, options: ImportOptions, progress: Progress) -> ImportedModel:
@@ -58,12 +63,23 @@ def import_callable(spec: str, options: ImportOptions, progress: Progress) -> Im
         )
 
 
+def _beside_torchvision(act: Callable[[], T]) -> T:
+    """Run the user's code, which may import torchvision beside a torch it was not built for."""
+    try:
+        return act()
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        import_models()
+        return act()
+
+
 def _call(spec: str, model_args: dict[str, int | float | bool | str]) -> nn.Module:
     module_name, _, attribute = spec.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        imported = importlib.import_module(module_name)
+        imported = _beside_torchvision(lambda: importlib.import_module(module_name))
     except ImportError as error:
         raise ModelError(
             f"{spec}: cannot import module {module_name!r} ({error}); it is looked for in the "
@@ -79,7 +95,7 @@ def _call(spec: str, model_args: dict[str, int | float | bool | str]) -> nn.Modu
     if not callable(function):
         raise ModelError(f"{spec}: module {module_name!r} has no callable {attribute!r}")
     try:
-        module = function(**model_args)
+        module = _beside_torchvision(lambda: function(**model_args))
     except Exception as error:  # the user's code again
         raise ModelError(
             f"{spec}: calling it with {model_args} failed: {type(error).__name__}: {error}"

@@ -1,6 +1,8 @@
 """`torchvision:NAME` and `module:callable`: weights, sizes, classes, and what can go wrong."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -286,3 +288,21 @@ def test_random_weights_are_seeded_and_leave_the_global_generator_alone() -> Non
     first, second = (canonicalise(import_model(PLAIN, options)).info.digest for _ in range(2))
     assert first == second
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_callable_may_import_torchvision_itself(tmp_path: Path) -> None:
+    """In a process of its own, since torchvision is imported once: beside a CPU-only torch, pip's
+    default torchvision fails to import without what the importer does about it."""
+    (tmp_path / "own_net.py").write_text(
+        "def make():\n"
+        "    from torchvision.models import resnet18\n"
+        "    return resnet18(weights=None, num_classes=3)\n"
+    )
+    code = (
+        "from planner.importers.torch_callable import _call;"
+        "print(type(_call('own_net:make', {})).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "ResNet", done.stderr
