@@ -17,7 +17,8 @@ ShardOf = Callable[[ModelProto], Shard]
 
 def tensor_spec(value: ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
-    return TensorSpec(
+    # Unvalidated: operators are tested on empty tensors too, which no plan may have.
+    return TensorSpec.model_construct(
         name=value.name,
         dtype=np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name,
         shape=tuple(d.dim_value if d.HasField("dim_value") else "batch" for d in tensor.shape.dim),
