@@ -216,9 +216,11 @@ class PahoConnection:
         self, client: mqtt.Client, _data: Any, flags: Any, reason: ReasonCode, properties: Any
     ) -> None:
         if reason.is_failure:
-            self._failure = self._describe_refusal(reason)
-            log.error("%s", self._failure)
-            self._first_answer.set()
+            failure = self._describe_refusal(reason)
+            log.error("%s", failure)
+            if reason.value in _BAD_CREDENTIALS:  # others pass: a broker that is busy, or starting
+                self._failure = failure
+                self._first_answer.set()
             return
         with self._lock:
             self._generation += 1
@@ -249,8 +251,8 @@ class PahoConnection:
     ) -> None:
         with self._lock:
             was_connected, self._connected = self._connected, False
-        self._spread_reconnects(client)
         if was_connected:  # paho calls twice for one loss
+            self._spread_reconnects(client)
             if reason.value == _SESSION_TAKEN_OVER:
                 log.error("another process uses the name %r: stop one of them", self._settings.name)
             self._callbacks.on_disconnected(str(reason))

@@ -32,7 +32,6 @@ class EventReporter:
 
     def report(self, kind: EventKind, detail: str) -> None:
         """Publish an event now, or hold it back and count it."""
-        log.log(_LEVELS.get(kind, logging.WARNING), "%s: %s", kind, detail)
         with self._lock:
             count = self._held.pop(kind, ("", 0))[1] + 1
             if time.monotonic() - self._last_sent.get(kind, -MIN_INTERVAL_S) < MIN_INTERVAL_S:
@@ -55,11 +54,13 @@ class EventReporter:
             self._send(kind, detail, count)
 
     def _send(self, kind: EventKind, detail: str, count: int) -> None:
+        # Logged here, behind the limit: a flood of messages must not fill an SD card with lines.
+        log.log(_LEVELS.get(kind, logging.WARNING), "%s: %s", kind, detail)
         event = Event(
             kind=kind,
             sender=self._sender,
             time_unix_s=round(time.time(), 3),
-            detail=detail[:MAX_DETAIL],
+            detail=detail[:MAX_DETAIL].encode("utf-8", "backslashreplace").decode(),
             count=count,
         )
         try:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from contract.activation import BatchId, Hop
 from contract.tensor_spec import Tensors
@@ -55,3 +56,10 @@ class DeadBatch:
 
 
 Ended = BatchResult | DeadBatch
+
+
+class NobodyThere(NamedTuple):
+    """The broker found no subscriber for an attempt."""
+
+    batch_id: BatchId
+    attempt: int

@@ -56,6 +56,8 @@ class FeedWatch:
         live = is_live(status, self._feed.plan)
         self._feed.router.set_live(status.device, live)
         restarted = previous is not None and previous.boot != status.boot
+        if restarted:
+            self._feed.router.forget(status.device)
         return is_live(previous, self._feed.plan) and (restarted or not live)
 
     def take_plan(self, plan: Plan, now: float) -> bool:
@@ -69,6 +71,8 @@ class FeedWatch:
             raise PlanError(
                 f"the published plan changed to {plan.name!r}, which takes another input: run again"
             )
+        if previous is not None and plan == previous.plan:
+            return False  # the retained copy, which comes with every reconnect
         router = Router(plan)
         for status in self._fleet.statuses():
             router.set_live(status.device, is_live(status, plan))

@@ -88,6 +88,11 @@ class Ledger:
         return next(iter(self._open), self._next_seq)
 
     @property
+    def span(self) -> int:
+        """From the oldest open batch to the next number."""
+        return self._next_seq - self.low
+
+    @property
     def in_flight(self) -> int:
         """How many batches are open."""
         return len(self._open)

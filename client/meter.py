@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,7 +30,9 @@ class PipelineMeter:
     def add(self, result: BatchResult) -> None:
         """Count a result."""
         self._latencies.append(result.latency_ms)
-        self._recent.append(result)
+        # Without the tensors: a second's worth of them is megabytes, and nobody reads them here.
+        light = replace(result.batch, tensors={})
+        self._recent.append(replace(result, batch=light, outputs={}))
         if self._results % P99_EVERY == 0 or result.latency_ms / 1000 > (self._p99_s or 0):
             self._p99_s = float(np.percentile(self._latencies, 99)) / 1000
         self._results += 1

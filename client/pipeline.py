@@ -12,19 +12,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from typing import NamedTuple
 
 from broker.reporter import EventReporter
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery, PublishOutcome
-from client.batch import Batch, BatchResult, DeadBatch, DeathReason, Ended
+from client.acceptance import accept_result, check_nack
+from client.batch import Batch, BatchResult, DeadBatch, DeathReason, Ended, NobodyThere
 from client.feed import FeedWatch
 from client.ledger import Entry, Ledger
 from client.retry import MAX_REFUSALS, attempt_deadline_s, refusal_delay_s
 from client.settings import ClientSettings
 from contract import topics
-from contract.activation import BatchId, Header, decode, encode
+from contract.activation import BatchId, Header, encode
 from contract.errors import (
     DeliveryError,
+    NotAuthorisedError,
     PlanError,
     ShardError,
     WireFormatError,
@@ -38,16 +39,11 @@ from contract.tensor_spec import check_tensors
 
 TICK_S = 0.05
 METRICS_INTERVAL_S = 1.0
+SPAN_IN_WINDOWS = 8
+"""How far the newest batch may be ahead of the oldest open one, in windows: it bounds what whoever
+puts results in order has to hold back while one batch is late."""
 
 log = logging.getLogger(__name__)
-
-
-class NobodyThere(NamedTuple):
-    """The broker found no subscriber for an attempt."""
-
-    batch_id: BatchId
-    attempt: int
-
 
 Heard = Delivery | bool | NobodyThere | BaseException
 """What the network thread puts into the queue; a boolean is a connect, with session present."""
@@ -74,7 +70,7 @@ class Pipeline:
         self.on_metrics: Callable[[PipelineMetrics], None] = lambda _metrics: None
         self._connection = connect(
             ConnectionSettings(name=settings.name),
-            Callbacks(on_delivery=self._inbox.put, on_connected=self._inbox.put),
+            Callbacks(on_delivery=self._enqueue, on_connected=self._inbox.put),
         )
         for topic_filter in (
             topics.plan_topic(settings.cluster),
@@ -121,11 +117,11 @@ class Pipeline:
             self._handle_next(timeout_s=TICK_S)
             if not self._watch.is_known:
                 continue
+            if not self._watch.feed.router.missing_stages():
+                return self.plan
             failure = self._watch.failure()
             if failure is not None:
                 raise ShardError(failure)
-            if not self._watch.feed.router.missing_stages():
-                return self.plan
         if not self._watch.is_known:
             raise PlanError(
                 f"no plan is published in cluster {self._settings.cluster!r} after "
@@ -181,7 +177,14 @@ class Pipeline:
     # Sending
 
     def _has_room(self) -> bool:
-        return self._ledger.in_flight < self.window and self._watch.feed.router.choose() is not None
+        return (
+            self._ledger.in_flight < self.window
+            and self._ledger.span < SPAN_IN_WINDOWS * self.window
+            and self._can_send()
+        )
+
+    def _can_send(self) -> bool:
+        return self._connection.is_connected and self._watch.feed.router.choose() is not None
 
     def _submit(self, batch: Batch) -> None:
         specs = self.plan.stages[0].inputs
@@ -226,16 +229,17 @@ class Pipeline:
     ) -> None:
         """On the network thread: hand over what the broker said, unless all is well."""
         error = future.exception()
-        if error is not None:
+        if isinstance(error, NotAuthorisedError):
             self._inbox.put(error)
-        elif future.result() is PublishOutcome.NO_SUBSCRIBER:
+        elif error is not None or future.result() is PublishOutcome.NO_SUBSCRIBER:
+            # Nobody listens, or the connection's queue was full and nothing of it was sent.
             self._inbox.put(NobodyThere(batch_id, attempt))
 
     def _retry(self, entry: Entry, why: str) -> None:
-        if not self._watch.feed.budget.spend():
+        if not self._can_send() or not self._watch.feed.budget.spend():
             return  # it stays due; the budget earns at least a token a second
         if self._send(entry):
-            self._report(EventKind.BATCH_RETRIED, f"batch {entry.batch_id}: {why}")
+            self._reporter.report(EventKind.BATCH_RETRIED, f"batch {entry.batch_id}: {why}")
 
     def _tick(self) -> None:
         """What time alone brings: deadlines and metrics, a few times a second."""
@@ -260,9 +264,16 @@ class Pipeline:
     def _kill(self, entry: Entry, reason: DeathReason, detail: str) -> None:
         self._ledger.kill(entry, reason)
         self._ended.append(DeadBatch(entry.batch_id, entry.batch, reason, detail))
-        self._report(EventKind.BATCH_DEAD, f"batch {entry.batch_id}: {reason}: {detail}")
+        self._reporter.report(EventKind.BATCH_DEAD, f"batch {entry.batch_id}: {reason}: {detail}")
 
     # Receiving
+
+    def _enqueue(self, delivery: Delivery) -> None:
+        """On the network thread. Nothing bounds what comes at QoS 0, and nothing of ours does."""
+        if delivery.qos == 0:
+            self._rejected += 1
+        else:
+            self._inbox.put(delivery)
 
     def _handle_next(self, timeout_s: float) -> None:
         """Take all that has arrived, waiting at most ``timeout_s`` for the first."""
@@ -297,20 +308,13 @@ class Pipeline:
                 self._on_plan(item)
         except WireFormatError as error:
             self._rejected += 1
-            self._report(EventKind.MESSAGE_REJECTED, f"{item.topic}: {error}")
+            self._reporter.report(EventKind.MESSAGE_REJECTED, f"{item.topic}: {error}")
         item.ack()
 
     def _on_result(self, payload: bytes, sender: str | None) -> None:
-        plan = self.plan
-        header, outputs = decode(payload, self._watch.feed.max_message_bytes)
-        if header.route[-1] != sender:
-            raise WireFormatError(f"a result of {header.route[-1]} on the topic of {sender}")
-        if not self._ledger.knows(header.batch_id) or header.plan_id != plan.plan_id:
-            raise WireFormatError(f"a result of another run: batch {header.batch_id}")
-        entry = self._ledger.find(header.batch_id)
-        images = check_tensors("result", plan.stages[-1].outputs, outputs)
-        if entry is not None and images != entry.batch.images:
-            raise WireFormatError(f"{images} answers for {entry.batch.images} images")
+        header, outputs = accept_result(
+            payload, sender, self._settings.name, self._watch.feed, self._ledger
+        )
         self._watch.feed.router.end((header.batch_id, header.attempt))
         entry = self._ledger.deliver(header.batch_id)
         if entry is None:
@@ -329,8 +333,9 @@ class Pipeline:
         self._ended.append(result)
 
     def _on_nack(self, nack: Nack) -> None:
-        self._watch.feed.router.end((nack.batch_id, nack.attempt))
+        check_nack(nack, self._ledger)
         entry = self._ledger.find(nack.batch_id)
+        self._watch.feed.router.end((nack.batch_id, nack.attempt))
         if entry is None or nack.attempt != entry.attempt:
             return  # a late refusal of an attempt that another has replaced
         detail = f"{nack.device} refused it ({nack.reason}): {nack.detail}"
@@ -352,7 +357,7 @@ class Pipeline:
 
     def _on_status(self, status: DeviceStatus) -> None:
         if self._watch.take_status(status):
-            self._report(EventKind.DEVICE_LOST, f"device {status.device}: {status.state}")
+            self._reporter.report(EventKind.DEVICE_LOST, f"device {status.device}: {status.state}")
             self._resend(f"{status.device} was lost", status.device)
 
     def _on_connected(self, session_present: bool) -> None:
@@ -374,8 +379,10 @@ class Pipeline:
             plan = parse_plan(delivery.payload, delivery.topic)
         except PlanError as error:
             raise WireFormatError(str(error)) from error  # what was published is no plan at all
+        if not plan.placement:
+            raise WireFormatError("a plan without devices; hand it out with `shardline publish`")
         if self._watch.take_plan(plan, time.monotonic()):
-            self._report(EventKind.PLAN_CHANGED, f"now plan {plan.plan_id} ({plan.name})")
+            self._reporter.report(EventKind.PLAN_CHANGED, f"now plan {plan.plan_id} ({plan.name})")
             self._resend("the plan changed")
 
     # Telling
@@ -387,6 +394,3 @@ class Pipeline:
         self.on_metrics(metrics)
         topic = topics.pipeline_metrics_topic(self._settings.cluster, self._settings.name)
         self._connection.publish(topic, metrics.model_dump_json().encode(), qos=0)
-
-    def _report(self, kind: EventKind, detail: str) -> None:
-        self._reporter.report(kind, detail)

@@ -66,7 +66,10 @@ def top_classes(logits: npt.NDArray[Any], top_k: int) -> tuple[tuple[int, float]
 
 
 def in_order(ended: Iterable[Ended]) -> Iterator[Ended]:
-    """Batches in the order of their numbers; holds back at most a window of them."""
+    """Batches in the order of their numbers; holds back what overtook an open one.
+
+    A pipeline bounds how many that can be (``client.pipeline.SPAN_IN_WINDOWS``).
+    """
     waiting: dict[int, Ended] = {}
     expected = 0
     for end in ended:

@@ -28,10 +28,12 @@ class Router:
             self._live.add(device)
             return
         self._live.discard(device)
-        self._outstanding.pop(device, None)
-        for attempt, route in self._attempts.items():
-            if device in route:  # so that a late end does not count against its next life
-                self._attempts[attempt] = tuple(d for d in route if d != device)
+        self.forget(device)
+
+    def forget(self, device: str) -> None:
+        """A device has lost what it had in hand: attempts through it will not end anywhere."""
+        for attempt in [a for a, route in self._attempts.items() if device in route]:
+            self.end(attempt)
 
     def missing_stages(self) -> list[int]:
         """Stages that no live device serves."""

@@ -270,17 +270,17 @@ def _parse_tensors(document: dict[str, Any], payload: bytes, start: int) -> Tens
         shape: Sequence[int] = entry["shape"]
         begin, end = entry["data_offsets"]
         if len(shape) > MAX_RANK or any(type(d) is not int or d < 0 for d in shape):
-            raise WireFormatError(f"tensor `{name:.80}`: shape {shape!r:.80} is not allowed")
+            raise WireFormatError(f"tensor {name!r:.80}: shape {shape!r:.80} is not allowed")
         count = 1
         for dimension in shape:  # stays exact for any size: Python integers do not overflow
             count *= dimension
         if begin != expected_begin or end - begin != count * dtype.itemsize:
             raise WireFormatError(
-                f"tensor `{name:.80}`: {shape!r:.80} of {entry['dtype']} does not fill the bytes "
+                f"tensor {name!r:.80}: {shape!r:.80} of {entry['dtype']} does not fill the bytes "
                 f"{begin} to {end}"
             )
         if start + end > len(payload):
-            raise WireFormatError(f"tensor `{name:.80}`: ends after the message; it is truncated")
+            raise WireFormatError(f"tensor {name!r:.80}: ends after the message; it is truncated")
         tensors[name] = np.frombuffer(payload, dtype, count, start + begin).reshape(shape)
         expected_begin = end
     if start + expected_begin != len(payload):

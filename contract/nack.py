@@ -18,6 +18,7 @@ class NackReason(StrEnum):
     STALE = "stale"
     PLAN_MISMATCH = "plan_mismatch"
     NOT_READY = "not_ready"
+    MISROUTED = "misrouted"
     INVALID = "invalid"
     NO_SUBSCRIBER = "no_subscriber"
     PUBLISH_REFUSED = "publish_refused"

@@ -26,21 +26,27 @@ from contract.errors import SettingsError, WireFormatError
 
 ROOT = "shardline"
 DEFAULT_CLUSTER = "default"
+MAX_NAME = 63
+MAX_TOPIC = 512
 CACHED = 4096
-"""Answers remembered: the same few topics and names come with every message."""
+"""Answers remembered, of texts whose length was looked at first: the same few names and topics come
+with every message, and a stranger's long ones must not fill the memory."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _RESERVED = frozenset({"pipeline"})
 _PLAN_ID = re.compile(r"[0-9a-f]{16}")
 _STAGE = re.compile(r"0|[1-9][0-9]{0,3}")
 
 
-@lru_cache(maxsize=CACHED)
 def is_name(text: str) -> bool:
     """Whether ``text`` can be the name of a device, a client or a cluster."""
+    return len(text) <= MAX_NAME and _is_name(text)
+
+
+@lru_cache(maxsize=CACHED)
+def _is_name(text: str) -> bool:
     return bool(_NAME.fullmatch(text)) and text not in _RESERVED
 
 
-@lru_cache(maxsize=CACHED)
 def is_plan_id(text: str) -> bool:
     """Whether ``text`` can be the id of a plan: 16 lower-case hex digits."""
     return bool(_PLAN_ID.fullmatch(text))
@@ -178,7 +184,6 @@ class Topic:
     stage_index: int | None = None
 
 
-@lru_cache(maxsize=CACHED)
 def parse_topic(topic: str) -> Topic:
     """Inverse of the ``*_topic`` functions.
 
@@ -188,6 +193,13 @@ def parse_topic(topic: str) -> Topic:
     Raises:
         WireFormatError: the topic is not one of ours.
     """
+    if len(topic) > MAX_TOPIC:
+        raise WireFormatError(f"topic of {len(topic):,} characters, ours have at most {MAX_TOPIC}")
+    return _parse_topic(topic)
+
+
+@lru_cache(maxsize=CACHED)
+def _parse_topic(topic: str) -> Topic:
     match topic.split("/"):
         case [root, cluster, *rest] if root == ROOT:
             pass

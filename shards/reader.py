@@ -109,6 +109,12 @@ def _check_manifest(folder: Path, manifest: ShardManifest, stage: StageSpec) -> 
 def _check_file(path: Path, expected: ShardFile) -> None:
     if not path.is_file():
         raise ShardMissingError(path)
-    actual = describe_file(path)
+    try:
+        actual = describe_file(path)
+    except OSError as error:
+        raise ShardError(
+            f"{path}: cannot read it ({error.strerror or error}); check the file's owner and the "
+            "card it lies on, or copy the shard again"
+        ) from error
     if actual != expected:
         raise ShardHashMismatchError(path, expected.sha256, actual.sha256)

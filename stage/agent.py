@@ -76,6 +76,7 @@ class StageAgent:
         self._inbox: queue.SimpleQueue[_Received | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._counters = StageCounters()
+        self._announcing = threading.Lock()
         self._reporter: EventReporter | None = None
         self._status = self._make_status(DeviceState.ONLINE)
 
@@ -172,7 +173,17 @@ class StageAgent:
                 self._answer_own_status(received.delivery.payload)
                 received.delivery.ack()
             else:
-                self._runner.process(received.delivery, received.received_us)
+                self._process(received)
+
+    def _process(self, received: _Received) -> None:
+        try:
+            self._runner.process(received.delivery, received.received_us)
+        except Exception as error:
+            log.exception("a batch was given up")
+            self._counters.add(rejected=1)
+            detail = f"{received.delivery.topic}: {type(error).__name__}: {error}"
+            self._report(EventKind.MESSAGE_REJECTED, detail)
+            received.delivery.ack()  # else it would come again at every start; the client retries
 
     def _obey(self, payload: bytes) -> None:
         """Load, keep or drop the shard, as the plan says for this device."""
@@ -259,12 +270,13 @@ class StageAgent:
         except WireFormatError:
             self._announce()  # whoever wrote that, it is not what others should read of us
             return
-        if status.state is not DeviceState.ONLINE or status.boot != self._boot:
+        if status != self._status:
             self._announce()
 
     def _announce(self) -> None:
         topic = topics.status_topic(self._settings.cluster, self._settings.device)
-        self._connection.publish(topic, self._status.model_dump_json().encode(), retain=True)
+        with self._announcing:  # the network thread must not publish an older status last
+            self._connection.publish(topic, self._status.model_dump_json().encode(), retain=True)
 
     def _make_status(
         self,

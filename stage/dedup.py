@@ -77,6 +77,11 @@ class SeenBatches:
             while len(self._outputs) > self._outputs_kept:
                 self._outputs.popitem(last=False)
 
+    def forget_outputs(self) -> None:
+        """Let the kept outputs go: the shard that made them is unloaded."""
+        with self._lock:
+            self._outputs.clear()
+
     def end(self, key: AttemptKey) -> list[Delivery]:
         """The output is settled; the deliveries that may now be acknowledged."""
         with self._lock:

@@ -78,6 +78,8 @@ class StageRunner:
     def load(self, loaded: LoadedStage | None) -> None:
         """Serve this stage from now on, or (``None``) refuse everything as not ready."""
         self._loaded = loaded
+        if loaded is None:
+            self._seen.forget_outputs()
 
     def outputs_waiting(self) -> int:
         """How many outputs the broker has not acknowledged yet."""
@@ -122,9 +124,15 @@ class StageRunner:
                 f"expected plan {plan_id}, got {header.plan_id:.40} on topic of {address.plan_id}"
             )
         if header.stage_index != index or address.stage_index != index:
-            return NackReason.INVALID, f"expected stage {index}, got {header.stage_index}"
+            return NackReason.MISROUTED, f"expected stage {index}, got {header.stage_index}"
         if len(header.route) != loaded.plan.num_stages or header.route[index] != self._device:
-            return NackReason.INVALID, f"route {header.route!r:.200} does not lead through here"
+            return NackReason.MISROUTED, f"route {header.route!r:.200} does not lead through here"
+        expected = header.client if index == 0 else header.route[index - 1]
+        if address.sender != expected:
+            return (
+                NackReason.MISROUTED,
+                f"expected it from {expected}, got it from {address.sender}",
+            )
         if self._seen.is_stale(header):
             return NackReason.STALE, f"batch {header.batch_id} is below the low-watermark"
         return None

@@ -29,7 +29,7 @@ def run(
     verbose: options.Verbose = False,
 ) -> None:
     """Place a plan on devices, publish it, and wait until every stage is ready."""
-    from contract.plan import load_plan
+    from contract.plan import load_plan, place
     from planner.publish import Publisher, place_on
     from shardline.connecting import connect_to
     from shardline.console import out, print_json, set_up_logging, steps
@@ -43,7 +43,7 @@ def run(
         if device:
             placed = place_on(built, device, cluster)
         elif built.placement:
-            placed = place_on(built, [p.replicas[0].device for p in built.placement], cluster)
+            placed = place(built, [spot.replicas for spot in built.placement], cluster)
         else:
             placed = publisher.place_on_online(built, ready_timeout)
         publisher.publish(placed)

@@ -76,7 +76,7 @@ def test_the_last_stage_answers_the_client(bench: Bench) -> None:
     bench.runner.load(loaded_stage(bench.plan, 2, GemmEngine(2)))
     header = bench.header(index=2, route=("pi-0", "pi-9", "pi-1"))
     inputs = {"hidden_1": np.ones((2, 12), np.float32)}
-    bench.process(encode(header, inputs), bench.topic(stage=2))
+    bench.process(encode(header, inputs), bench.topic(stage=2, sender="pi-9"))
     [output] = bench.outputs
     assert output.topic == topics.result_topic(CLUSTER, CLIENT, "pi-1")
     sent = decode(output.payload)

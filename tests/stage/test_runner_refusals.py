@@ -126,23 +126,23 @@ REFUSED: dict[str, tuple[NackReason, Callable[[Bench], tuple[bytes, str]]]] = {
         lambda b: (b.message(), b.topic(plan_id="f" * 16)),
     ),
     "another stage": (
-        NackReason.INVALID,
+        NackReason.MISROUTED,
         lambda b: (b.message(index=2), b.topic(stage=2)),
     ),
     "another stage in the header only": (
-        NackReason.INVALID,
+        NackReason.MISROUTED,
         lambda b: (b.message(index=0), b.topic()),
     ),
     "another stage in the topic only": (
-        NackReason.INVALID,
+        NackReason.MISROUTED,
         lambda b: (b.message(), b.topic(stage=0)),
     ),
     "a route through another device": (
-        NackReason.INVALID,
+        NackReason.MISROUTED,
         lambda b: (b.message(route=("pi-0", "pi-9", "pi-2")), b.topic()),
     ),
     "a route of another length": (
-        NackReason.INVALID,
+        NackReason.MISROUTED,
         lambda b: (b.message(route=("pi-0", "pi-1")), b.topic()),
     ),
     "a tensor of another name": (
