@@ -214,7 +214,6 @@ class Pipeline:
             route=route,
             client=self._settings.name,
             sent_us=time.time_ns() // 1000,
-            codec=self.plan.codec,
         )
         topic = topics.input_topic(
             self._settings.cluster, route[0], self.plan.plan_id, 0, self._settings.name

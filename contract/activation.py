@@ -47,9 +47,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _HEX16 = re.compile(r"[0-9a-f]{16}")
+_SCALAR = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _METADATA_KEYS = frozenset(
     {"checksum", "format", "plan", "epoch", "seq", "attempt", "low", "stage", "route", "client"}
-    | {"codec", "sent_us", "trace"}
+    | {"codec", "scalars", "sent_us", "trace"}
 )
 _MAX_COUNT = 2**63
 
@@ -80,6 +81,8 @@ class Header:
     ``stage_index`` is the stage that the message is the input of; in a result it is the number of
     stages. ``route`` names the device of every stage. ``low`` is the lowest batch number of the
     epoch that is still open: anything below it is stale. ``trace`` has one entry per stage passed.
+    ``scalars`` are whole numbers that stages compute with and that no tensor carries, such as the
+    length of a past; image models have none.
     """
 
     plan_id: str
@@ -92,6 +95,7 @@ class Header:
     sent_us: int
     trace: tuple[Hop, ...] = ()
     codec: str = "float32"
+    scalars: tuple[tuple[str, int], ...] = ()
 
 
 class Activation(NamedTuple):
@@ -135,12 +139,13 @@ def _encode_metadata(header: Header) -> str:
     """The first entry. Written by hand: every value is digits or names, nothing needs escaping."""
     epoch, seq = header.batch_id
     trace = ";".join([",".join(map(str, hop)) for hop in header.trace])
+    scalars = ",".join([f"{name}={value}" for name, value in header.scalars])
     return (
         f'"__metadata__":{{"checksum":"{_ZEROS.decode()}","format":"{FORMAT}"'
         f',"plan":"{header.plan_id}","epoch":"{epoch:016x}","seq":"{seq}"'
         f',"attempt":"{header.attempt}","low":"{header.low}","stage":"{header.stage_index}"'
         f',"route":"{",".join(header.route)}","client":"{header.client}","codec":"{header.codec}"'
-        f',"sent_us":"{header.sent_us}","trace":"{trace}"}}'
+        f',"scalars":"{scalars}","sent_us":"{header.sent_us}","trace":"{trace}"}}'
     )
 
 
@@ -241,6 +246,7 @@ def _parse_metadata(metadata: dict[str, Any]) -> Header:
         sent_us=_count(metadata["sent_us"], "sent_us"),
         trace=_parse_trace(metadata["trace"]),
         codec=metadata["codec"],
+        scalars=_parse_scalars(metadata["scalars"]),
     )
     if not all(map(is_name, (header.client, *header.route))):
         raise WireFormatError("message header: the client or a device of the route is no name")
@@ -250,6 +256,16 @@ def _parse_metadata(metadata: dict[str, Any]) -> Header:
             f"and {len(header.trace)} hops behind it"
         )
     return header
+
+
+def _parse_scalars(text: str) -> tuple[tuple[str, int], ...]:
+    if not text:
+        return ()
+    pairs = [entry.partition("=") for entry in text.split(",")]
+    scalars = tuple((name, _count(value, "scalars")) for name, _, value in pairs)
+    if not all(_SCALAR.fullmatch(name) for name, _ in scalars) or len(dict(scalars)) < len(pairs):
+        raise WireFormatError(f"message header: scalars is {text!r:.80}")
+    return scalars
 
 
 def _parse_trace(text: str) -> tuple[Hop, ...]:

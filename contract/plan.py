@@ -73,13 +73,17 @@ class ShardFile(FrozenModel):
 
 
 class StageSpec(FrozenModel):
-    """One stage: a half-open range of segments, its files, and the tensors at both ends."""
+    """One stage: a half-open range of segments, its files, and the tensors at both ends.
+
+    ``codec`` is how its outputs travel. It is part of the computation: it may change the answer.
+    """
 
     stage_index: int = Field(ge=0)
     first_segment: int = Field(ge=0)
     end_segment: int = Field(gt=0)
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    codec: Codec = "float32"
     graph: ShardFile
     weights: ShardFile
     weight_bytes: int = Field(ge=0)
@@ -146,7 +150,6 @@ class Plan(FrozenModel):
     name: str
     model: ModelInfo
     batch_size: int = Field(gt=0)
-    codec: Codec = "float32"
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     tied_weights: tuple[str, ...] = ()
     verified_with: Mapping[str, str]
@@ -202,13 +205,18 @@ class Plan(FrozenModel):
         return self.model_dump_json(indent=1)
 
 
+_COMPUTATION = {"inputs", "outputs", "codec", "graph", "weights"}
+
+
 def compute_plan_id(digest: str, stages: Sequence[StageSpec]) -> str:
     """First 16 hex digits of the sha256 over the computation that a plan describes."""
     computation = {
         "format_version": FORMAT_VERSION,
         "digest": digest,
         "stages": [
-            stage.model_dump(include={"inputs", "outputs", "graph", "weights"}, mode="json")
+            stage.model_dump(
+                include={"inputs", "outputs", "codec", "graph", "weights"}, mode="json"
+            )
             for stage in stages
         ],
     }

@@ -171,6 +171,7 @@ class StageRunner:
         onward = replace(
             header,
             stage_index=index,
+            codec=loaded.spec.codec,
             sent_us=sent_us,
             trace=(*header.trace, hop._replace(sent_us=sent_us)),
         )

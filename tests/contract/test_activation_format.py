@@ -32,20 +32,21 @@ HEADER = Header(
     client="client-1",
     sent_us=1700000000000000,
     trace=(Hop(1, 2, 3, 4),),
+    scalars=(("past", 5), ("sequence", 1)),
 )
 
 GOLDEN_HEADER = (
-    b'{"__metadata__":{"checksum":"f06fc2765fc8c11e","format":"shardline/1",'
+    b'{"__metadata__":{"checksum":"f3ca1569665a9d1e","format":"shardline/1",'
     b'"plan":"0123456789abcdef","epoch":"00000000deadbeef","seq":"7","attempt":"1","low":"5",'
     b'"stage":"1","route":"pi-0,pi-1","client":"client-1","codec":"float32",'
-    b'"sent_us":"1700000000000000","trace":"1,2,3,4"},'
+    b'"scalars":"past=5,sequence=1","sent_us":"1700000000000000","trace":"1,2,3,4"},'
     b'"x":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},'
     b'"y":{"dtype":"U8","shape":[3],"data_offsets":[8,11]}}'
 )
 GOLDEN = (
-    bytes.fromhex("8001000000000000")
+    bytes.fromhex("a001000000000000")
     + GOLDEN_HEADER
-    + b" "
+    + b"   "
     + bytes.fromhex("0000803f00000040")  # 1.0, 2.0, little-endian
     + bytes.fromhex("0102ff")
 )
@@ -209,6 +210,7 @@ def test_metadata_holds_exactly_the_documented_fields() -> None:
         "route",
         "client",
         "codec",
+        "scalars",
         "sent_us",
         "trace",
     ]
