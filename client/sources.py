@@ -151,6 +151,8 @@ def numpy_source(path: Path, tensor: TensorSpec) -> Source:
     except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         # numpy evaluates the header as a Python literal, and a damaged one fails in many ways
         raise SourceError(f"{path}: cannot read this array: {error}") from error
+    if array.ndim and not len(array):
+        raise SourceError(f"{path}: expected {tensor.describe()}, got an array without rows")
     if not tensor.fits(array):
         raise SourceError(f"{path}: expected {tensor.describe()}, got {array.dtype} {array.shape}")
     return Source(

@@ -103,7 +103,8 @@ class Publisher:
                 )
                 raise DeliveryError(
                     f"not ready after {timeout_s:g} s: {missing}; start `shardline stage` on these "
-                    "devices and look at their logs"
+                    "devices and look at their logs (the plan stays published until you publish "
+                    "another)"
                 )
             self._listen()
 

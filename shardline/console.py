@@ -17,7 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-out = Console(highlight=False, emoji=False)
+# A pipe has no width: names and topics in a table must not be folded to an assumed 80 columns.
+out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True, highlight=False, emoji=False)
 
 Step = Callable[[str, float], None]

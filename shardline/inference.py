@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -59,6 +59,10 @@ class Feeder(Protocol):
         """What holds it up now; empty when nothing does."""
         ...
 
+    def on_second(self, call: Callable[[], None]) -> None:
+        """Call back about once a second while :meth:`run` works or waits."""
+        ...
+
 
 class PipelineFeeder:
     """A pipeline as a :class:`Feeder`."""
@@ -82,6 +86,10 @@ class PipelineFeeder:
     def waiting_for(self) -> str:
         """See :class:`Feeder`."""
         return self._pipeline.waiting_for()
+
+    def on_second(self, call: Callable[[], None]) -> None:
+        """See :class:`Feeder`."""
+        self._pipeline.on_metrics = lambda _metrics: call()
 
 
 def open_any_source(text: str, feeder: Feeder) -> Source:
@@ -115,7 +123,13 @@ def run_inference(
         )
     with ExitStack() as stack:
         writer = _open_writer(out_path, feeder.labels, top_k, stack)
-        summary, dead = _consume(feeder, source, size, writer, top_k)
+        try:
+            summary, dead = _consume(feeder, source, size, writer, top_k)
+        except KeyboardInterrupt:
+            ledger = feeder.ledger()
+            kept = "" if out_path is None else f"; their rows are in {out_path}"
+            err.print(f"interrupted: {ledger.delivered} batches delivered{kept}", markup=False)
+            raise
     for detail in source.skipped:
         err.print(f"skipped: {detail}", markup=False, soft_wrap=True)
     for death in dead:
@@ -142,6 +156,13 @@ def _consume(
     started = time.perf_counter()
     with progress_bar() as bar:
         task = bar.add_task("images", total=source.total, note="")
+
+        def say_what_it_waits_for() -> None:
+            waiting = feeder.waiting_for()
+            if waiting:
+                bar.update(task, note=f"waiting: {waiting}")
+
+        feeder.on_second(say_what_it_waits_for)
         for end in in_order(feeder.run(work)):
             if isinstance(end, DeadBatch):
                 tally.dead.append(end)
@@ -154,11 +175,7 @@ def _consume(
                 for row in rows:
                     writer.write(row)
             elapsed = time.perf_counter() - started
-            bar.update(
-                task,
-                completed=tally.images,
-                note=feeder.waiting_for() or f"{tally.images / elapsed:.1f} images/s",
-            )
+            bar.update(task, completed=tally.images, note=f"{tally.images / elapsed:.1f} images/s")
     seconds = time.perf_counter() - started
     return tally.summary(seconds, len(source.skipped), feeder.ledger()), tally.dead
 

@@ -1,7 +1,7 @@
 """The whole model in this process: the single-device baseline of `infer --whole`."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from client.batch import Batch, BatchResult, Ended
 from contract.activation import BatchId
@@ -49,3 +49,6 @@ class WholeFeeder:
     def waiting_for(self) -> str:
         """See :class:`shardline.inference.Feeder`."""
         return ""
+
+    def on_second(self, call: Callable[[], None]) -> None:
+        """Never waits for anything, so there is nothing to say."""

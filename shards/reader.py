@@ -9,7 +9,7 @@ from contract.errors import (
     ShardHashMismatchError,
     ShardMissingError,
 )
-from contract.plan import Plan, ShardFile, StageSpec
+from contract.plan import PLAN_FILE, Plan, ShardFile, StageSpec
 from shards.manifest import (
     GRAPH_FILE,
     MANIFEST_FILE,
@@ -72,7 +72,8 @@ def find_shard(shards_dir: Path, plan: Plan, stage_index: int) -> Path:
             found_plan,
             f"copy {folder} of plan {plan.name!r} to this device",
         )
-    raise ShardMissingError(shards_dir / plan.name / folder / MANIFEST_FILE)
+    plan_folder = shards_dir if (shards_dir / PLAN_FILE).exists() else shards_dir / plan.name
+    raise ShardMissingError(plan_folder / folder / MANIFEST_FILE)
 
 
 def read_shard(folder: Path, plan: Plan, stage_index: int) -> Shard:

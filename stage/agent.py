@@ -220,7 +220,6 @@ class StageAgent:
         try:
             engine = self._load_engine(plan, spec)
         except ShardlineError as error:
-            log.error("%s", error)
             self._set_shard(ShardState.FAILED, plan, spec, str(error))
             self._report(EventKind.SHARD_FAILED, str(error))
             return
@@ -231,6 +230,7 @@ class StageAgent:
     def _load_engine(self, plan: Plan, spec: StageSpec) -> Engine:
         shards_dir = self._settings.shards_dir
         folder = find_shard(shards_dir, plan, spec.stage_index)
+        log.info("stage %d of plan %s: loading %s", spec.stage_index, plan.plan_id, folder)
         shard = read_shard(folder, plan, spec.stage_index)
         engine = load_engine(
             self._settings.engine, shard, self._settings.threads, self._settings.prepack

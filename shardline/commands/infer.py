@@ -36,7 +36,9 @@ def run(
     top_k: Annotated[int, option("--top-k", "Classes listed for each image.", min=1)] = 5,
     batch_timeout: Annotated[
         float | None,
-        option("--batch-timeout", "Give a batch up after so many seconds; default: never."),
+        option(
+            "--batch-timeout", "Give a batch up after so many seconds; default: never.", min=0.001
+        ),
     ] = None,
     broker: options.Broker = options.DEFAULT_BROKER,
     cluster: options.Cluster = options.DEFAULT_CLUSTER,

@@ -399,3 +399,8 @@ def test_a_sealed_message_of_random_json_is_read_or_refused(
     header = json.dumps(changed, separators=(",", ":")).encode()
     with contextlib.suppress(WireFormatError):
         decode(sealed(header, data))
+
+
+@pytest.mark.parametrize("scalars", ["past", "past=", "past=-1", "Past=1", "a=1,a=2", "a=1,", "=1"])
+def test_scalars_that_are_none_are_refused(scalars: str) -> None:
+    refused(with_metadata(scalars=scalars))

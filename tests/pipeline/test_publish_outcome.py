@@ -1,6 +1,7 @@
 """What the client does about the broker's own answer to a batch that it sent."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from broker.memory import MemoryBroker
 from broker.transport import Callbacks, Connection, ConnectionSettings, PublishOutcome
-from client.batch import BatchResult
+from client.batch import Batch, BatchResult
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
 from contract.errors import NotAuthorisedError
@@ -34,6 +35,14 @@ class Answering:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
+
+
+class Away(Answering):
+    """A connection that says, when told so, that the broker is away."""
+
+    def __init__(self, inner: Connection) -> None:
+        super().__init__(inner, lambda _topic: None)
+        self.is_connected = True
 
 
 @pytest.fixture
@@ -86,3 +95,39 @@ def test_a_batch_that_reached_nobody_is_sent_again_soon(
     ends = run(lose_the_first)
     assert [type(end) for end in ends] == [BatchResult] * 3
     assert {end.attempt for end in ends if isinstance(end, BatchResult)} == {0, 1}
+
+
+def test_nothing_is_fed_while_the_broker_is_away(
+    tmp_path: Path, cluster: str, start_stage: StartStage
+) -> None:
+    """Else a batch timeout would empty the source into a queue that grows until it is back."""
+    memory = MemoryBroker()
+    plan = make_tiny_plan(tmp_path, cluster=cluster)
+    for device in ("pi-0", "pi-1", "pi-2"):
+        start_stage(device, tmp_path, connect=memory.connect)
+    publish_plan(memory.connect, plan, cluster)
+    connections: list[Away] = []
+
+    def connect(settings: ConnectionSettings, callbacks: Callbacks) -> Connection:
+        connections.append(Away(memory.connect(settings, callbacks)))
+        return connections[0]  # type: ignore[return-value]
+
+    taken: list[Batch] = []
+
+    def source() -> Iterator[Batch]:
+        for batch in make_batches(1000):
+            taken.append(batch)
+            yield batch
+
+    settings = ClientSettings(name="feeder", cluster=cluster, window=2, batch_timeout_s=0.2)
+    with Pipeline(settings, connect) as pipeline:
+        pipeline.open()
+        ends = pipeline.run(source())
+        next(ends)
+        connections[0].is_connected = False
+        before = len(taken)
+        threading.Timer(1.0, lambda: setattr(connections[0], "is_connected", True)).start()
+        next(ends)
+        next(ends)
+        next(ends)  # the first that was fed after the second of absence
+        assert len(taken) <= before + 4

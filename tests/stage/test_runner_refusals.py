@@ -145,6 +145,10 @@ REFUSED: dict[str, tuple[NackReason, Callable[[Bench], tuple[bytes, str]]]] = {
         NackReason.MISROUTED,
         lambda b: (b.message(route=("pi-0", "pi-1")), b.topic()),
     ),
+    "a sender that the route does not name": (
+        NackReason.MISROUTED,
+        lambda b: (b.message(), b.topic(sender="evil")),
+    ),
     "a tensor of another name": (
         NackReason.INVALID,
         lambda b: (encode(b.header(), {"hidden_1": hidden(2)}), b.topic()),
