@@ -69,11 +69,6 @@ class SegmentedGraph:
         return len(self.segments)
 
     @property
-    def cut_bytes_per_image(self) -> tuple[int, ...]:
-        """Bytes of one image's activation at every cut."""
-        return tuple(cut.spec.bytes_per_image for cut in self.cuts)
-
-    @property
     def cut_names(self) -> tuple[str, ...]:
         """What a person types to cut there."""
         return tuple(cut.name for cut in self.cuts)

@@ -123,16 +123,16 @@ def run_inference(
         )
     with ExitStack() as stack:
         writer = _open_writer(out_path, feeder.labels, top_k, stack)
+        tally = Tally()
         try:
-            summary, dead = _consume(feeder, source, size, writer, top_k)
+            summary = _consume(feeder, source, size, writer, top_k, tally)
         except KeyboardInterrupt:
-            ledger = feeder.ledger()
             kept = "" if out_path is None else f"; their rows are in {out_path}"
-            err.print(f"interrupted: {ledger.delivered} batches delivered{kept}", markup=False)
+            err.print(f"interrupted: {tally.images} images are done{kept}", markup=False)
             raise
     for detail in source.skipped:
         err.print(f"skipped: {detail}", markup=False, soft_wrap=True)
-    for death in dead:
+    for death in tally.dead:
         text = f"no result: batch {death.batch_id}: {death.reason}: {death.detail}"
         err.print(text, markup=False, soft_wrap=True)
     if as_json:
@@ -149,9 +149,14 @@ def run_inference(
 
 
 def _consume(
-    feeder: Feeder, source: Source, batch_size: int, writer: ResultWriter | None, top_k: int
-) -> tuple[Summary, list[DeadBatch]]:
-    tally = Tally()
+    feeder: Feeder,
+    source: Source,
+    batch_size: int,
+    writer: ResultWriter | None,
+    top_k: int,
+    tally: Tally,
+) -> Summary:
+    """Write every row as its turn comes; ``tally`` holds what is done when this is interrupted."""
     work = prefetch(batches(source.items, feeder.tensor.name, batch_size), READ_AHEAD_BATCHES)
     started = time.perf_counter()
     with progress_bar() as bar:
@@ -177,7 +182,7 @@ def _consume(
             elapsed = time.perf_counter() - started
             bar.update(task, completed=tally.images, note=f"{tally.images / elapsed:.1f} images/s")
     seconds = time.perf_counter() - started
-    return tally.summary(seconds, len(source.skipped), feeder.ledger()), tally.dead
+    return tally.summary(seconds, len(source.skipped), feeder.ledger())
 
 
 def _open_writer(

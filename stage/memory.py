@@ -1,8 +1,8 @@
 """Gives memory back to the system after a shard was loaded or dropped.
 
 While it loads, onnxruntime makes and frees copies of the weights; glibc keeps what was freed. On a
-board with 512 MB that matters: half of ResNet50 holds 150 MB instead of 166, all of it 195 instead
-of 228 (bench/memory.py).
+board with 512 MB that matters: a session alone held 150 MB instead of 166 for half of ResNet50, and
+195 instead of 228 for all of it. bench/memory.py measures the whole stage process.
 """
 
 import ctypes
