@@ -12,6 +12,7 @@
     │   └── PlanMismatchError          4  a shard or a message of another plan
     ├── ShardError                     4  a shard that cannot be loaded
     │   ├── ShardMissingError          4  a file of the shard is not there
+    │   ├── ShardAbsentError           4  a device that has no copy of its shard at all
     │   └── ShardHashMismatchError     4  a file of the shard is not what the plan says
     ├── EngineError                    5  the engine cannot load or run a shard
     ├── ModelError                     6  a model that cannot be imported
@@ -120,6 +121,10 @@ class ShardMissingError(ShardError):
             f"{path}: no such file; copy the whole stage folder from the machine that planned it, "
             "or build it again with `shardline plan`"
         )
+
+
+class ShardAbsentError(ShardError):
+    """A device has no copy of its shard: nobody has handed it out yet."""
 
 
 class ShardHashMismatchError(ShardError):

@@ -1,19 +1,30 @@
-"""Hands a plan to the devices: places its stages, publishes it, waits until all are ready."""
+"""Hands a plan to the devices: places its stages, hands out their shards, publishes it, waits."""
 
 import queue
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
 
-from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
+from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery, PublishOutcome
 from contract import topics
-from contract.errors import DeliveryError, ShardError, WireFormatError
+from contract.blob import BlobChunk, BlobRequest, encode_chunk, parse_blob
+from contract.command import FetchProgress, parse_command
+from contract.errors import DeliveryError, ShardError, ShardlineError, WireFormatError
 from contract.fleet import FleetView, is_live
 from contract.plan import Plan, Replica, place
 from contract.status import DeviceState, parse_status
+from planner.handout import HandOut
 from planner.progress import Progress
+from shards.handout import ShardSource, shard_source
 
 RETAINED_WITHIN_S = 0.3
 """Time for the broker to hand over what it has retained: nothing tells that it was the last."""
+MAX_UNSENT = 16
+"""Chunks that wait to be written to the broker: a device that asks for more is made to wait."""
+UNSENT_PATIENCE_S = 5.0
 
 
 class Publisher:
@@ -28,10 +39,19 @@ class Publisher:
         self._cluster = cluster
         self._inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._fleet = FleetView()
+        self._name = name
+        self._source = ShardSource({})
+        self._handing_out: HandOut | None = None
+        self._unsent: deque[Future[PublishOutcome]] = deque()
         self._connection = connect(
             ConnectionSettings(name=name), Callbacks(on_delivery=self._inbox.put)
         )
-        self._connection.subscribe(topics.status_filter(cluster))
+        for topic_filter in (
+            topics.status_filter(cluster),
+            topics.command_filter(cluster, name),
+            topics.blob_filter(cluster, name),
+        ):
+            self._connection.subscribe(topic_filter)
 
     def __enter__(self) -> "Publisher":
         return self
@@ -63,6 +83,44 @@ class Publisher:
                     "stages"
                 )
             self._listen()
+
+    def hand_out(self, plan: Plan, folder: Path, patience_s: float, progress: Progress) -> None:
+        """Give every device of a placed plan its shard, unless it has it; the running plan goes on.
+
+        Args:
+            folder: the folder that `shardline plan` wrote.
+            patience_s: how long a device may be silent before this is given up.
+            progress: called with each device's share.
+
+        Raises:
+            ShardError: a file is not in ``folder``, or a device cannot keep its shard.
+            DeliveryError: a device does not answer.
+        """
+        self._source = shard_source(plan, folder)
+        work = self._handing_out = HandOut(plan, time.monotonic())
+        try:
+            while work.unfinished():
+                now_s = time.monotonic()
+                for device in work.due(now_s):
+                    topic = topics.command_topic(self._cluster, device, self._name)
+                    request = work.fetches[device].model_dump_json().encode()
+                    self._connection.publish(topic, request)
+                self._listen()
+                failure = work.failure()
+                if failure is not None:
+                    raise ShardError(failure)
+                for device in work.fetches:
+                    progress(f"shard for {device}", work.share(device))
+                silent = work.silent(now_s, patience_s)
+                if silent:
+                    states = ", ".join(f"{d} is {self._fleet.describe(d)}" for d in silent)
+                    raise DeliveryError(
+                        f"no answer for {patience_s:g} s: {states}; start `shardline stage` on "
+                        "these devices and look at their logs (nothing was published: the plan "
+                        "before goes on)"
+                    )
+        finally:
+            self._handing_out = None
 
     def publish(self, plan: Plan) -> None:
         """Publish the plan, retained, and wait until the broker has it.
@@ -120,11 +178,33 @@ class Publisher:
         except queue.Empty:
             return
         try:
-            sender = topics.parse_topic(delivery.topic).sender
-            self._fleet.update(parse_status(delivery.payload, sender))
+            topic = topics.parse_topic(delivery.topic)
+            if topic.kind == "status":
+                self._fleet.update(parse_status(delivery.payload, topic.sender))
+            elif topic.kind == "command" and self._handing_out is not None:
+                answer = parse_command(delivery.payload)
+                if isinstance(answer, FetchProgress):
+                    self._handing_out.take(topic.sender, answer, time.monotonic())
+            elif topic.kind == "blob" and topic.sender is not None:
+                request = parse_blob(delivery.payload)
+                if isinstance(request, BlobRequest):
+                    self._serve(request, topic.sender)
         except WireFormatError:
-            pass  # somebody else's message on a status topic tells us nothing
+            pass  # somebody else's message on a topic of ours tells us nothing
         delivery.ack()
+
+    def _serve(self, request: BlobRequest, device: str) -> None:
+        answer = self._source.answer(request)
+        payload = (
+            encode_chunk(answer)
+            if isinstance(answer, BlobChunk)
+            else answer.model_dump_json().encode()
+        )
+        while self._unsent and (self._unsent[0].done() or len(self._unsent) >= MAX_UNSENT):
+            with suppress(ShardlineError, TimeoutError):  # what is lost, the device asks for again
+                self._unsent.popleft().result(timeout=UNSENT_PATIENCE_S)
+        topic = topics.blob_topic(self._cluster, device, self._name)
+        self._unsent.append(self._connection.publish(topic, payload, qos=0))
 
 
 def place_on(plan: Plan, devices: Sequence[str], cluster: str) -> Plan:

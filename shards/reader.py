@@ -1,5 +1,6 @@
 """Finds and verifies a shard. Nothing is loaded by an engine before this has passed."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,29 @@ def find_shard(shards_dir: Path, plan: Plan, stage_index: int) -> Path:
         )
     plan_folder = shards_dir if (shards_dir / PLAN_FILE).exists() else shards_dir / plan.name
     raise ShardMissingError(plan_folder / folder / MANIFEST_FILE)
+
+
+def holds_shard(
+    shards_dir: Path, plan_id: str, stage_index: int, files: Collection[ShardFile]
+) -> bool:
+    """Whether a folder under ``shards_dir`` has this stage with files of these sizes.
+
+    Judged by the manifest; :func:`read_shard` hashes the files before they are used.
+    """
+    name = f"stage-{stage_index}"
+    for folder in (shards_dir, shards_dir / name, *shards_dir.glob(f"*/{name}")):
+        try:
+            manifest = load_manifest(folder)
+            sizes = {(folder / file).stat().st_size for file in (GRAPH_FILE, WEIGHTS_FILE)}
+        except (ShardError, OSError):
+            continue
+        if (
+            (manifest.plan_id, manifest.stage_index) == (plan_id, stage_index)
+            and set(files) == {manifest.graph, manifest.weights}
+            and sizes == {file.size_bytes for file in files}
+        ):
+            return True
+    return False
 
 
 def read_shard(folder: Path, plan: Plan, stage_index: int) -> Shard:

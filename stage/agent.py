@@ -2,7 +2,7 @@
 
 Threads: the connection's network thread only enqueues; the thread that calls :meth:`run` takes
 plans and batches from one queue, in order, so that a shard is never swapped under a running batch;
-a third thread publishes metrics.
+others publish metrics, fetch shards and answer what a planner asks.
 """
 
 import logging
@@ -11,10 +11,10 @@ import platform
 import queue
 import secrets
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 from broker.reporter import EventReporter
@@ -30,10 +30,14 @@ from contract.status import (
     ShardState,
     parse_status,
 )
-from contract.tensor_spec import BATCH
-from shards.reader import find_shard, read_shard
+from shards.cache import ShardCache
+from stage.commands import CommandServer
 from stage.counters import StageCounters
-from stage.engine import Engine, engine_class, load_engine
+from stage.engine import engine_class
+from stage.fetcher import Fetcher
+from stage.health import write_heartbeat
+from stage.loader import ShardLoader
+from stage.machine import examine
 from stage.memory import release_free_memory
 from stage.metrics import DeviceMeter
 from stage.runner import LoadedStage, StageRunner, now_us
@@ -46,8 +50,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StageSettings:
-    """How a device agent runs. ``receive_maximum``: one batch computing, one being published, one
-    ready."""
+    """How a device agent runs.
+
+    ``receive_maximum``: one batch computing, one being published, one ready. ``shards_dir`` is a
+    folder of shards that somebody copied here, ``cache_dir`` holds those that were fetched,
+    ``heartbeat`` is the file that the health check reads.
+    """
 
     device: str
     shards_dir: Path
@@ -57,6 +65,14 @@ class StageSettings:
     prepack: bool = True
     receive_maximum: int = 3
     connect_timeout_s: float | None = None
+    cache_dir: Path | None = None
+    cache_limit_bytes: int = 4_000_000_000
+    heartbeat: Path | None = None
+
+    @property
+    def cache_folder(self) -> Path:
+        """``cache_dir``, or a hidden folder beside the copied shards."""
+        return self.cache_dir or self.shards_dir / ".cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +92,13 @@ class StageAgent:
         self._inbox: queue.SimpleQueue[_Received | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._counters = StageCounters()
+        cache = ShardCache(settings.cache_folder, settings.cache_limit_bytes)
+        self._cache = cache
+        self._loader = ShardLoader(
+            settings.shards_dir, cache, settings.engine, settings.threads, settings.prepack
+        )
+        self._fetcher: Fetcher | None = None
+        self._commands: CommandServer | None = None
         self._announcing = threading.Lock()
         self._reporter: EventReporter | None = None
         self._status = self._make_status(DeviceState.ONLINE)
@@ -128,12 +151,15 @@ class StageAgent:
             self._report,
             self._settings.receive_maximum,
         )
+        self._serve_the_planner()
         ready.set()
         self._announce()
         for topic_filter in (
             topics.plan_topic(cluster),
             status_topic,
             topics.input_filter(cluster, device),
+            topics.command_filter(cluster, device),
+            topics.blob_filter(cluster, device),
         ):
             self._connection.subscribe(topic_filter)
         metrics = threading.Thread(
@@ -146,11 +172,45 @@ class StageAgent:
             self._shut_down()
             metrics.join(timeout=2 * METRICS_INTERVAL_S)
 
+    def _serve_the_planner(self) -> None:
+        settings, connection = self._settings, self._connection
+        self._fetcher = Fetcher(
+            settings.cluster,
+            settings.device,
+            connection,
+            self._cache,
+            self._loader.holds,
+            self._report,
+        )
+        self._commands = CommandServer(
+            settings.cluster,
+            settings.device,
+            connection,
+            self._fetcher,
+            lambda request_id: examine(
+                request_id,
+                settings.cache_folder,
+                settings.engine,
+                self._engine_version,
+                SHARDLINE_VERSION,
+            ),
+            self._report,
+        )
+        self._fetcher.start()
+        self._commands.start()
+
     def _report(self, kind: EventKind, detail: str) -> None:
         if self._reporter is not None:  # a kept session delivers while we still connect
             self._reporter.report(kind, detail)
 
     def _enqueue(self, delivery: Delivery) -> None:
+        kind = _kind_of(delivery.topic)
+        if kind == "blob" and self._fetcher is not None:
+            self._fetcher.on_blob(delivery)
+            return
+        if kind == "command" and self._commands is not None:
+            self._commands.on_command(delivery)
+            return
         if delivery.qos == 0:
             # The receive maximum does not bound QoS 0: queueing it would let anyone fill our memory
             self._counters.add(rejected=1)
@@ -217,8 +277,10 @@ class StageAgent:
             self._set_shard(ShardState.IDLE)
             return
         self._set_shard(ShardState.LOADING, plan, spec)
+        if self._fetcher is not None:
+            self._fetcher.use(frozenset((spec.graph.sha256, spec.weights.sha256)))
         try:
-            engine = self._load_engine(plan, spec)
+            engine = self._loader.load(plan, spec)
         except ShardlineError as error:
             self._set_shard(ShardState.FAILED, plan, spec, str(error))
             self._report(EventKind.SHARD_FAILED, str(error))
@@ -226,26 +288,6 @@ class StageAgent:
         self._runner.load(LoadedStage(plan, spec, engine, plan.max_message_bytes()))
         self._set_shard(ShardState.READY, plan, spec)
         self._report(EventKind.SHARD_READY, f"stage {spec.stage_index} of plan {plan.plan_id}")
-
-    def _load_engine(self, plan: Plan, spec: StageSpec) -> Engine:
-        shards_dir = self._settings.shards_dir
-        folder = find_shard(shards_dir, plan, spec.stage_index)
-        log.info("stage %d of plan %s: loading %s", spec.stage_index, plan.plan_id, folder)
-        shard = read_shard(folder, plan, spec.stage_index)
-        engine = load_engine(
-            self._settings.engine, shard, self._settings.threads, self._settings.prepack
-        )
-        # The first run allocates and packs: it must not be a batch that somebody waits for.
-        engine.run(
-            {
-                tensor.name: np.zeros(
-                    [plan.batch_size if d == BATCH else int(d) for d in tensor.shape], tensor.dtype
-                )
-                for tensor in spec.inputs
-            }
-        )
-        release_free_memory()
-        return engine
 
     def _set_shard(
         self,
@@ -308,8 +350,13 @@ class StageAgent:
     def _publish_metrics(self, reporter: EventReporter) -> None:
         meter = DeviceMeter(self._settings.device, self._counters)
         topic = topics.metrics_topic(self._settings.cluster, self._settings.device)
+        last_connected_s = time.monotonic()
         while not self._stopping.wait(METRICS_INTERVAL_S):
             status = self._status
+            connected, now_s = self._connection.is_connected, time.monotonic()
+            last_connected_s = now_s if connected else last_connected_s
+            if self._settings.heartbeat is not None:
+                self._beat(self._settings.heartbeat, now_s - last_connected_s, connected)
             metrics = meter.measure(
                 plan_id=status.plan_id,
                 stage_index=status.stage_index,
@@ -320,7 +367,16 @@ class StageAgent:
             self._connection.publish(topic, metrics.model_dump_json().encode(), qos=0)
             reporter.flush()
 
+    def _beat(self, path: Path, away_s: float, connected: bool) -> None:
+        try:
+            write_heartbeat(path, connected, away_s, self._status.shard)
+        except OSError as error:
+            log.warning("%s: no heartbeat (%s)", path, error.strerror or error)
+
     def _shut_down(self) -> None:
+        for server in (self._commands, self._fetcher):
+            if server is not None:
+                server.close()
         self._status = self._make_status(DeviceState.STOPPED)
         topic = topics.status_topic(self._settings.cluster, self._settings.device)
         try:

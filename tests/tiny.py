@@ -78,6 +78,12 @@ def _graph(index: int, spec_in: TensorSpec, spec_out: TensorSpec, where: ByteRan
     return model.SerializeToString()
 
 
+def _ballast(count: int, seed: int) -> dict[str, np.ndarray]:
+    if not count:
+        return {}
+    return {"ballast": np.frombuffer(np.random.default_rng(seed).bytes(count), np.uint8)}
+
+
 def make_tiny_plan(
     folder: Path,
     seed: int = 0,
@@ -85,8 +91,12 @@ def make_tiny_plan(
     devices: tuple[str, ...] = ("pi-0", "pi-1", "pi-2"),
     batch_size: int = 8,
     cluster: str = "default",
+    ballast_bytes: int = 0,
 ) -> Plan:
-    """Write a three-stage plan to ``folder/name`` and return it, placed on ``devices``."""
+    """Write a three-stage plan to ``folder/name`` and return it, placed on ``devices``.
+
+    ``ballast_bytes`` makes every weights file so much larger, with a tensor that no node uses.
+    """
     specs = [
         INPUT,
         TensorSpec(name="hidden_0", dtype="float32", shape=("batch", SIZES[1])),
@@ -97,7 +107,7 @@ def make_tiny_plan(
     for index, weight in enumerate(tiny_weights(seed)):
         files = write_shard_files(
             target / f"stage-{index}",
-            {"weight": weight},
+            {"weight": weight} | _ballast(ballast_bytes, seed + index),
             lambda ranges, i=index: _graph(i, specs[i], specs[i + 1], ranges["weight"]),
         )
         stages.append(

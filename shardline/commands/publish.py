@@ -28,7 +28,7 @@ def run(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Place a plan on devices, publish it, and wait until every stage is ready."""
+    """Place a plan on devices, hand out the shards, publish it, wait until every stage is ready."""
     from contract.plan import load_plan, place
     from planner.publish import Publisher, place_on
     from shardline.connecting import connect_to
@@ -46,6 +46,7 @@ def run(
             placed = place(built, [spot.replicas for spot in built.placement], cluster)
         else:
             placed = publisher.place_on_online(built, ready_timeout)
+        publisher.hand_out(placed, plan if plan.is_dir() else plan.parent, ready_timeout, step)
         publisher.publish(placed)
         publisher.wait_until_ready(placed, ready_timeout, step)
     if as_json:

@@ -14,6 +14,21 @@ def run(
     shards: Annotated[
         Path, option("--shards", "Folder with the shards that `shardline plan` wrote.")
     ] = options.SHARDS_DIR,
+    cache: Annotated[
+        Path | None,
+        option(
+            "--cache",
+            "Folder for shards that the planner hands out; default: shardline/DEVICE in the user's "
+            "cache folder.",
+        ),
+    ] = None,
+    cache_limit: Annotated[
+        int, option("--cache-limit", "How much the cache may hold, in MB.", min=1)
+    ] = 4000,
+    heartbeat: Annotated[
+        Path | None,
+        option("--heartbeat", "File for the health check (`python -m stage.health`)."),
+    ] = None,
     broker: options.Broker = options.DEFAULT_BROKER,
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     username: options.Username = None,
@@ -32,6 +47,9 @@ def run(
     settings = StageSettings(
         device=device,
         shards_dir=shards,
+        cache_dir=cache or default_cache(device),
+        cache_limit_bytes=cache_limit * 1_000_000,
+        heartbeat=heartbeat,
         cluster=cluster,
         engine=engine,
         threads=threads or available_cores(),
@@ -42,6 +60,12 @@ def run(
         signal.signal(number, lambda *_: agent.stop())
     err.print(f"device {device}: broker {broker}, shards in {shards}")
     agent.run()
+
+
+def default_cache(device: str) -> Path:
+    """By the XDG base directory specification; each device its own, since one process uses it."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "shardline" / device
 
 
 def available_cores() -> int:

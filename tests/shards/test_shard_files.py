@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import shards.session
 from contract.errors import (
     PlanMismatchError,
+    ShardAbsentError,
     ShardError,
     ShardHashMismatchError,
     ShardMissingError,
@@ -159,8 +160,8 @@ def test_nothing_is_opened_before_the_hashes_fit(
     tmp_path: Path, plan: Plan, stage_1: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither onnxruntime nor safetensors sees a file that has not passed."""
-    from stage.agent import StageAgent, StageSettings
-    from tests.stage.harness import HandConnection
+    from shards.cache import ShardCache
+    from stage.loader import ShardLoader
 
     def explode(*_arguments: object, **_more: object) -> None:
         raise AssertionError("a file was opened before it was verified")
@@ -175,10 +176,9 @@ def test_nothing_is_opened_before_the_hashes_fit(
     else:
         file = stage_1 / ("weights.safetensors" if damage == "weights" else "graph.onnx")
         file.write_bytes(file.read_bytes()[:-1] + b"\xff")
-    connection = HandConnection(automatic=True)
-    agent = StageAgent(StageSettings("pi-1", tmp_path), lambda _settings, _callbacks: connection)
-    with pytest.raises(ShardError if damage != "plan" else PlanMismatchError):
-        agent._load_engine(plan, plan.stages[1])
+    loader = ShardLoader(tmp_path, ShardCache(tmp_path / "cache", 10**9), "onnxruntime", 1, True)
+    with pytest.raises(ShardAbsentError if damage == "plan" else ShardError):
+        loader.load(plan, plan.stages[1])
 
 
 # Where a shard is looked for

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import stage.agent
+import stage.loader
 from broker.memory import MemoryBroker, MemoryConnection
 from broker.transport import AckToken, Callbacks, Connection, ConnectionSettings, Delivery
 from contract import topics
@@ -145,13 +145,13 @@ def yard(tmp_path: Path, cluster: str, start_stage: StartStage) -> Iterator[Yard
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders of the shards that an engine was made for."""
     made: list[Path] = []
-    original = stage.agent.load_engine
+    original = stage.loader.load_engine
 
     def counted(name: str, shard: Any, *more: Any) -> Any:
         made.append(shard.folder)
         return original(name, shard, *more)
 
-    monkeypatch.setattr(stage.agent, "load_engine", counted)
+    monkeypatch.setattr(stage.loader, "load_engine", counted)
     return made
 
 

@@ -1,0 +1,181 @@
+"""The device's store of shard files, by content: a file is kept under its sha256.
+
+    <root>/blobs/<sha256>                    whole files, verified when they were completed
+    <root>/partial/<sha256>                  the beginning of a file that is on its way
+    <root>/stages/<plan_id>/stage-<n>/       a shard: hard links to blobs, and its manifest
+
+Two plans that share a stage share its files, and a plan that returns is there at once. Names are
+hashes that were checked to be hashes: nothing that a message says becomes a path.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from contract.errors import ShardError, ShardMissingError
+from contract.plan import Plan, ShardFile
+from shards.manifest import GRAPH_FILE, WEIGHTS_FILE, ShardManifest, load_manifest
+from shards.writer import atomic_folder, write_manifest
+
+SPARE_BYTES = 64 * 1024 * 1024
+"""Left free on the disk, for the logs and for the system to go on."""
+
+log = logging.getLogger(__name__)
+
+
+class ShardCache:
+    """One device's cache; one process uses it at a time."""
+
+    def __init__(self, root: Path, limit_bytes: int) -> None:
+        """``limit_bytes``: how much the finished files may take together."""
+        self.root, self._limit_bytes = root, limit_bytes
+        self._blobs, self._partial, self._stages = (
+            root / "blobs",
+            root / "partial",
+            root / "stages",
+        )
+
+    def has(self, file: ShardFile) -> bool:
+        """Whether the whole file is here. Its bytes are verified again whenever it is loaded."""
+        try:
+            return self._blob(file).stat().st_size == file.size_bytes
+        except OSError:
+            return False
+
+    def partial(self, file: ShardFile) -> Path:
+        """Where the beginning of a file is kept until it is whole. The folder exists.
+
+        Raises:
+            ShardError: the folder cannot be made.
+        """
+        self._make(self._partial)
+        return self._partial / file.sha256
+
+    def keep(self, file: ShardFile) -> None:
+        """The partial file is whole and verified: move it among the blobs."""
+        self._make(self._blobs)
+        self.partial(file).replace(self._blob(file))
+
+    def forget(self, file: ShardFile) -> None:
+        """Drop a file that turned out to be damaged, so that it is fetched anew."""
+        self._blob(file).unlink(missing_ok=True)
+        self.partial(file).unlink(missing_ok=True)
+
+    def find_shard(self, plan: Plan, stage_index: int) -> Path:
+        """The stage's folder, made of hard links to the blobs.
+
+        Raises:
+            ShardMissingError: a file is not in the cache.
+            ShardError: the folder cannot be written.
+        """
+        stage = plan.stages[stage_index]
+        for file in (stage.graph, stage.weights):
+            if not self.has(file):
+                raise ShardMissingError(self._blob(file))
+        folder = self._stages / plan.plan_id / stage.folder
+        try:
+            with atomic_folder(folder) as partial:
+                for name, file in ((GRAPH_FILE, stage.graph), (WEIGHTS_FILE, stage.weights)):
+                    _link(self._blob(file), partial / name)
+                write_manifest(
+                    partial,
+                    ShardManifest(
+                        plan_id=plan.plan_id,
+                        stage_index=stage_index,
+                        graph=stage.graph,
+                        weights=stage.weights,
+                        inputs=stage.inputs,
+                        outputs=stage.outputs,
+                        verified_with=plan.verified_with,
+                    ),
+                )
+        except OSError as error:
+            raise _unusable(folder, error) from error
+        for file in (stage.graph, stage.weights):
+            os.utime(self._blob(file))  # used now: the last to be thrown out
+        return folder
+
+    def make_room(self, files: Collection[ShardFile], in_use: Collection[str] = ()) -> None:
+        """Throw out what was not used for longest until ``files`` fit, within limit and disk.
+
+        Args:
+            files: what is about to be fetched; what is here already needs no room.
+            in_use: sha256 of files that must stay.
+
+        Raises:
+            ShardError: they do not fit even so; says what is needed and what there is.
+        """
+        self._make(self._blobs)
+        self._drop_partials(keep={file.sha256 for file in files})
+        needed = sum(self._missing_bytes(file) for file in files)
+        staying = {file.sha256 for file in files} | set(in_use)
+        blobs = sorted(
+            (b for b in self._blobs.iterdir() if b.name not in staying),
+            key=lambda blob: blob.stat().st_mtime,
+        )
+        while not self._fits(needed) and blobs:
+            oldest = blobs.pop(0)
+            log.info("cache: dropping %s", oldest.name)
+            self._drop_stages_of(oldest)
+            oldest.unlink()
+        if not self._fits(needed):
+            free = shutil.disk_usage(self.root).free
+            raise ShardError(
+                f"{self.root}: needs {needed / 1e6:,.1f} MB for a shard, has "
+                f"{max(0, free - SPARE_BYTES) / 1e6:,.1f} MB free (beyond {SPARE_BYTES / 1e6:.0f} "
+                f"MB that stay) and a limit of {self._limit_bytes / 1e6:,.0f} MB; make room on "
+                "this device, raise --cache-limit, or plan more stages"
+            )
+
+    def _fits(self, needed: int) -> bool:
+        used = sum(blob.stat().st_size for blob in self._blobs.iterdir())
+        free = shutil.disk_usage(self.root).free
+        return needed == 0 or (used + needed <= self._limit_bytes and needed + SPARE_BYTES <= free)
+
+    def _missing_bytes(self, file: ShardFile) -> int:
+        if self.has(file):
+            return 0
+        partial = self._partial / file.sha256
+        return file.size_bytes - (partial.stat().st_size if partial.exists() else 0)
+
+    def _drop_partials(self, keep: Collection[str]) -> None:
+        if self._partial.is_dir():
+            for partial in self._partial.iterdir():
+                if partial.name not in keep:
+                    partial.unlink()
+
+    def _drop_stages_of(self, blob: Path) -> None:
+        """A hard link keeps the bytes on the disk: the folders that use the blob must go too."""
+        for folder in self._stages.glob("*/*"):
+            try:
+                manifest = load_manifest(folder)
+            except ShardError:
+                shutil.rmtree(folder)  # nobody can use it
+                continue
+            if blob.name in (manifest.graph.sha256, manifest.weights.sha256):
+                shutil.rmtree(folder)
+
+    def _blob(self, file: ShardFile) -> Path:
+        return self._blobs / file.sha256
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(folder, error) from error
+
+
+def _link(blob: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(blob)
+    except OSError:  # a file system without hard links, such as a FAT stick
+        shutil.copyfile(blob, target)
+
+
+def _unusable(path: Path, error: OSError) -> ShardError:
+    return ShardError(
+        f"{path}: cannot write it ({error.strerror or error}); --cache must name a folder that "
+        "this user may write (in a container: the volume at /var/lib/shardline)"
+    )

@@ -1,0 +1,83 @@
+"""From a plan to a running engine: find the shard here, verify it, load it, warm it up."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from contract.command import Fetch
+from contract.errors import (
+    PlanMismatchError,
+    ShardAbsentError,
+    ShardError,
+    ShardHashMismatchError,
+    ShardMissingError,
+)
+from contract.plan import Plan, StageSpec
+from contract.tensor_spec import BATCH
+from shards.cache import ShardCache
+from shards.reader import find_shard, holds_shard, read_shard
+from stage.engine import Engine, load_engine
+from stage.memory import release_free_memory
+
+log = logging.getLogger(__name__)
+
+
+class ShardLoader:
+    """Knows where shards can be: a folder that somebody copied, and the cache of fetched files."""
+
+    def __init__(
+        self, shards_dir: Path, cache: ShardCache, engine: str, threads: int, prepack: bool
+    ) -> None:
+        self._shards_dir, self._cache = shards_dir, cache
+        self._engine, self._threads, self._prepack = engine, threads, prepack
+
+    def holds(self, fetch: Fetch) -> bool:
+        """Whether the copied folder has this shard already, so that nothing need be fetched."""
+        return holds_shard(self._shards_dir, fetch.plan_id, fetch.stage_index, fetch.files)
+
+    def load(self, plan: Plan, spec: StageSpec) -> Engine:
+        """An engine that has run one batch of zeros: its first real batch is as fast as any.
+
+        Raises:
+            ShardError: no shard of this stage here, or a damaged one. What is damaged in the
+                cache is thrown out of it.
+            EngineError: the engine cannot load or run it.
+        """
+        folder = self._find(plan, spec)
+        log.info("stage %d of plan %s: loading %s", spec.stage_index, plan.plan_id, folder)
+        try:
+            shard = read_shard(folder, plan, spec.stage_index)
+        except ShardHashMismatchError as error:
+            if not folder.is_relative_to(self._cache.root):
+                raise
+            for file in (spec.graph, spec.weights):
+                self._cache.forget(file)
+            raise ShardError(
+                f"{error} It was thrown out of the cache: `shardline publish` hands it out anew"
+            ) from error
+        engine = load_engine(self._engine, shard, self._threads, self._prepack)
+        # The first run allocates and packs: it must not be a batch that somebody waits for.
+        engine.run(
+            {
+                tensor.name: np.zeros(
+                    [plan.batch_size if d == BATCH else int(d) for d in tensor.shape], tensor.dtype
+                )
+                for tensor in spec.inputs
+            }
+        )
+        release_free_memory()
+        return engine
+
+    def _find(self, plan: Plan, spec: StageSpec) -> Path:
+        try:
+            return find_shard(self._shards_dir, plan, spec.stage_index)
+        except (ShardMissingError, PlanMismatchError) as nearby:
+            try:
+                return self._cache.find_shard(plan, spec.stage_index)
+            except ShardMissingError:
+                raise ShardAbsentError(
+                    f"stage {spec.stage_index} of plan {plan.plan_id} is not in the cache "
+                    f"{self._cache.root}: run `shardline publish`, which hands it out; nor is it "
+                    f"in the folder of copied shards: {nearby}"
+                ) from nearby

@@ -1,0 +1,135 @@
+"""What a device can tell of its machine: the facts that `shardline deploy check` judges.
+
+Everything is read from files that a container sees of its host. What is missing is None: a board
+without a sensor is not a sick one. Sources: the Raspberry Pi firmware's ``get_throttled``
+(raspberrypi.com, "vcgencmd get_throttled"), cgroup v1 and v2 of the kernel's documentation.
+"""
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from contract.command import Examination
+from stage.metrics import temperature_celsius
+
+NO_LIMIT_BYTES = 1 << 60
+"""cgroup v1 says "no limit" with a number near 2^63."""
+_THROTTLED = (
+    "sys/devices/platform/soc/soc:firmware/get_throttled",
+    "sys/devices/platform/soc/soc@107c000000:firmware/get_throttled",
+)
+_MAX_TEXT = 8192
+
+
+def examine(
+    request_id: str,
+    cache_dir: Path,
+    engine: str,
+    engine_version: str,
+    shardline_version: str,
+    root: Path = Path("/"),
+) -> Examination:
+    """Look at this machine. ``root`` is where /proc and /sys are looked for."""
+    memory = psutil.virtual_memory()
+    limit, used = memory_limit(root)
+    total, free = _disk(cache_dir)
+    return Examination(
+        request_id=request_id,
+        unix_time_s=time.time(),
+        shardline_version=shardline_version,
+        machine=platform.machine(),
+        processor=_processor(root),
+        board=_text(root / "sys/firmware/devicetree/base/model"),
+        kernel=platform.release(),
+        kernel_command_line=_text(root / "proc/cmdline") or "",
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        engine=engine,
+        engine_version=engine_version,
+        memory_total_bytes=memory.total,
+        memory_available_bytes=memory.available,
+        memory_limit_bytes=limit,
+        memory_used_bytes=used,
+        memory_controller=has_memory_controller(root),
+        cache_dir=str(cache_dir),
+        cache_total_bytes=total,
+        cache_free_bytes=free,
+        cache_writable=_is_writable(cache_dir),
+        temperature_celsius=temperature_celsius(),
+        throttled=throttled(root),
+    )
+
+
+def memory_limit(root: Path = Path("/")) -> tuple[int | None, int | None]:
+    """The container's memory limit and what it uses now, bytes; None where there is none."""
+    cgroup = root / "sys/fs/cgroup"
+    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
+    if used is None:
+        limit = _number(cgroup / "memory/memory.limit_in_bytes")
+        used = _number(cgroup / "memory/memory.usage_in_bytes")
+    return (limit if limit is not None and limit < NO_LIMIT_BYTES else None), used
+
+
+def has_memory_controller(root: Path = Path("/")) -> bool:
+    """Whether the kernel can limit memory at all: Raspberry Pi OS boots with that switched off."""
+    controllers = _text(root / "sys/fs/cgroup/cgroup.controllers")
+    if controllers is not None:
+        return "memory" in controllers.split()
+    return (root / "sys/fs/cgroup/memory/memory.limit_in_bytes").exists()
+
+
+def throttled(root: Path = Path("/")) -> int | None:
+    """The firmware's word on voltage and throttling, see :class:`contract.command.Examination`."""
+    for name in _THROTTLED:
+        text = _text(root / name)
+        if text is not None:
+            try:
+                return int(text, 16)
+            except ValueError:
+                return None
+    return None
+
+
+def _processor(root: Path) -> str | None:
+    """The processor's name as the kernel knows it: under emulation, the emulating machine's."""
+    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+        key, separator, value = line.partition(":")
+        if separator and key.strip() in ("model name", "Model", "vendor_id", "CPU implementer"):
+            return f"{key.strip()}: {value.strip()}"[:200]
+    return None
+
+
+def _disk(folder: Path) -> tuple[int | None, int | None]:
+    for place in (folder, *folder.parents):  # the cache may not have been made yet
+        try:
+            usage = shutil.disk_usage(place)
+        except OSError:
+            continue
+        return usage.total, usage.free
+    return None, None
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_TEXT).decode("utf-8", "replace").strip("\0\n ")
+    except OSError:
+        return None
