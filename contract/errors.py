@@ -23,6 +23,7 @@
     ├── WireFormatError                9  a message that cannot be accepted
     │   └── TensorMismatchError        9  well-formed, but not the tensors that the plan names
     └── EnvironmentMissingError       10  something this machine lacks (a package, a program)
+        └── DeviceUnfitError          10  something is wrong with a device of the fleet
 
 Messages say where, what was expected, what came, and what to do about it.
 """
@@ -184,3 +185,7 @@ class EnvironmentMissingError(ShardlineError):
     """Something this machine lacks; the message says how to get it."""
 
     exit_code = ExitCode.ENVIRONMENT
+
+
+class DeviceUnfitError(EnvironmentMissingError):
+    """Something is wrong with a device of the fleet; the findings were printed before."""
