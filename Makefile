@@ -3,7 +3,9 @@
 #   make demo [MODEL=torchvision:resnet18]   the whole path on this machine, result checked
 #   make test                                lint, types, import rules, tests against a real Mosquitto
 #   make lint                                only the first two
+#   make test-containers                     builds the images, runs them as a fleet, arm64 emulated
 #   make bench                               the benchmarks; prints ratios taken in one run
+#   make bench-transfer                      a shard over a 100 Mbit/s link; needs root
 #   make setup                               virtual environment in .venv, Mosquitto
 #
 # TORCH_INDEX_URL: another pip index for torch, such as PyTorch's index of CPU builds, where pip's
@@ -15,7 +17,7 @@ SHELL := /bin/bash
 export TORCH_INDEX_URL
 VENV := .venv/bin
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint test-containers bench bench-transfer clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,10 +36,18 @@ lint: setup
 test: lint
 	$(VENV)/python -m pytest
 
+test-containers: setup
+	scripts/images
+	$(VENV)/python -m pytest tests/containers --durations=5
+
 bench: setup
 	$(VENV)/python -m bench.hop
 	$(VENV)/python -m bench.pipeline
 	$(VENV)/python -m bench.memory
+
+bench-transfer: setup
+	@[ -d shards/built/demo-digits ] || $(MAKE) demo
+	$(VENV)/python -m bench.transfer
 
 clean:
 	rm -rf .venv shards/built build *.egg-info .pytest_cache .mypy_cache .ruff_cache

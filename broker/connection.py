@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -29,6 +30,7 @@ from broker.transport import (
     ConnectionSettings,
     Delivery,
     PublishOutcome,
+    parse_address,
 )
 from contract.errors import (
     BrokerError,
@@ -254,7 +256,12 @@ class PahoConnection:
         if was_connected:  # paho calls twice for one loss
             self._spread_reconnects(client)
             if reason.value == _SESSION_TAKEN_OVER:
-                log.error("another process uses the name %r: stop one of them", self._settings.name)
+                log.error(
+                    "another process uses the name %r at the broker at %s: stop one of them (or an "
+                    "edge's own broker is this one under another address)",
+                    self._settings.name,
+                    self._address,
+                )
             self._callbacks.on_disconnected(str(reason))
 
     def _on_message(self, client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
@@ -294,12 +301,30 @@ def _no_delay(_client: mqtt.Client, _data: Any, sock: Any) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def connector(address: BrokerAddress) -> Connect:
-    """How to connect to the broker at ``address``."""
+@dataclass(frozen=True, slots=True)
+class Connector:
+    """How to connect to one broker, and as the same user to others. A :class:`Connect`."""
 
-    def connect(settings: ConnectionSettings, callbacks: Callbacks) -> Connection:
-        connection = PahoConnection(address, settings, callbacks)
+    address: BrokerAddress
+
+    def __call__(self, settings: ConnectionSettings, callbacks: Callbacks) -> Connection:
+        """See :class:`broker.transport.Connect`."""
+        connection = PahoConnection(self.address, settings, callbacks)
         connection.open()
         return connection
 
-    return connect
+    def elsewhere(self, address: str) -> Connect | None:
+        """How to connect to the broker at ``address``; None if that is this one.
+
+        Raises:
+            SettingsError: not such an address.
+        """
+        there = parse_address(address)
+        if (there.host.lower(), there.port) == (self.address.host.lower(), self.address.port):
+            return None  # a second connection of one name would throw the first one out
+        return Connector(replace(self.address, host=there.host, port=there.port))
+
+
+def connector(address: BrokerAddress) -> Connector:
+    """How to connect to the broker at ``address``."""
+    return Connector(address)

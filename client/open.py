@@ -34,7 +34,8 @@ def open_pipeline(
         window=window,
         ready_timeout_s=ready_timeout_s,
     )
-    pipeline = Pipeline(settings, connector(parse_address(broker, username, password)))
+    connect = connector(parse_address(broker, username, password))
+    pipeline = Pipeline(settings, connect, elsewhere=connect.elsewhere)
     try:
         pipeline.open()
     except BaseException:

@@ -1,35 +1,29 @@
 """Submits batches, keeps a window of them in flight, retries, and yields each result exactly once.
 
-One thread owns all state: the caller's, inside :meth:`Pipeline.run`. The network thread only puts
-what it hears into a queue. Decisions live in `ledger.py`, `router.py`, `retry.py` and `feed.py`,
+One thread owns all state: the caller's, inside :meth:`Pipeline.run`. Network threads only put what
+they hear into `inbox.py`. Decisions live in `ledger.py`, `router.py`, `retry.py` and `feed.py`,
 which are pure.
 """
 
 import logging
-import queue
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from functools import partial
 
 from broker.reporter import EventReporter
-from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery, PublishOutcome
+from broker.split import Elsewhere, SplitConnection
+from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
 from client.acceptance import accept_result, check_nack
 from client.batch import Batch, BatchResult, DeadBatch, DeathReason, Ended, NobodyThere
 from client.feed import FeedWatch
+from client.inbox import Heard, Inbox
 from client.ledger import Entry, Ledger
 from client.retry import MAX_REFUSALS, attempt_deadline_s, refusal_delay_s
 from client.settings import ClientSettings
 from contract import topics
-from contract.activation import BatchId, Header, encode
-from contract.errors import (
-    DeliveryError,
-    NotAuthorisedError,
-    PlanError,
-    ShardError,
-    WireFormatError,
-)
+from contract.activation import Header, encode
+from contract.errors import DeliveryError, PlanError, ShardError, WireFormatError
 from contract.metrics import Ledger as LedgerCounts
 from contract.metrics import PipelineMetrics
 from contract.nack import POISONOUS, Nack, parse_nack
@@ -45,21 +39,22 @@ puts results in order has to hold back while one batch is late."""
 
 log = logging.getLogger(__name__)
 
-Heard = Delivery | bool | NobodyThere | BaseException
-"""What the network thread puts into the queue; a boolean is a connect, with session present."""
-
 
 class Pipeline:
     """A client of a running pipeline. Use as a context manager, from one thread."""
 
-    def __init__(self, settings: ClientSettings, connect: Connect) -> None:
+    def __init__(
+        self, settings: ClientSettings, connect: Connect, *, elsewhere: Elsewhere | None = None
+    ) -> None:
         """Connect; :meth:`open` then waits for the plan.
+
+        ``elsewhere``: how to reach the brokers of a plan's edges; None refuses such plans.
 
         Raises:
             BrokerUnreachableError, NotAuthorisedError: see :class:`broker.transport.Connect`.
         """
         self._settings = settings
-        self._inbox: queue.SimpleQueue[Heard] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._watch = FeedWatch(settings.name, settings.window)
         self._ledger = Ledger(secrets.randbits(64))
         self._ended: list[Ended] = []
@@ -68,14 +63,18 @@ class Pipeline:
         self._hurry = False  # something is due before the next tick
         self._last_tick = self._last_metrics = time.monotonic()
         self.on_metrics: Callable[[PipelineMetrics], None] = lambda _metrics: None
-        self._connection = connect(
+        results = topics.result_filter(settings.cluster, settings.name)
+        self._connection = SplitConnection(
+            connect,
             ConnectionSettings(name=settings.name),
-            Callbacks(on_delivery=self._enqueue, on_connected=self._inbox.put),
+            Callbacks(on_delivery=self._inbox.hear, on_connected=self._inbox.note_connected),
+            elsewhere,
+            (results,),
         )
         for topic_filter in (
             topics.plan_topic(settings.cluster),
             topics.status_filter(settings.cluster),
-            topics.result_filter(settings.cluster, settings.name),
+            results,
             topics.nack_filter(settings.cluster, settings.name),
         ):
             self._connection.subscribe(topic_filter)
@@ -98,7 +97,7 @@ class Pipeline:
     @property
     def rejected(self) -> int:
         """Messages to this client that were not acceptable."""
-        return self._rejected
+        return self._rejected + self._inbox.refused
 
     def counts(self, finished: bool = False) -> LedgerCounts:
         """The ledger; ``finished`` says that nothing more will come."""
@@ -111,6 +110,7 @@ class Pipeline:
             PlanError: no plan within the timeout.
             ShardError: a device cannot load its shard.
             DeliveryError: some stage still has no ready device.
+            BrokerUnreachableError: the plan names a broker for an edge that does not answer.
         """
         deadline = time.monotonic() + self._settings.ready_timeout_s
         while time.monotonic() < deadline:
@@ -134,9 +134,7 @@ class Pipeline:
 
     def waiting_for(self) -> str:
         """What keeps batches from being sent, in words; empty when nothing does."""
-        if not self._connection.is_connected:
-            return "the broker is away"
-        return self._watch.waiting_for()
+        return self._connection.away() or self._watch.waiting_for()
 
     def run(self, batches: Iterable[Batch]) -> Iterator[Ended]:
         """Feed batches and yield each one's end, in the order in which they end.
@@ -145,6 +143,7 @@ class Pipeline:
             TensorMismatchError: a batch does not fit the plan's input; nothing of it was sent.
             MessageTooLargeError: a batch exceeds what the broker accepts.
             NotAuthorisedError: the broker does not let this client publish batches.
+            BrokerUnreachableError: a new plan names a broker for an edge that does not answer.
         """
         source = iter(batches)
         exhausted = False
@@ -220,19 +219,8 @@ class Pipeline:
         )
         self._watch.feed.router.begin((entry.batch_id, entry.attempt), route)
         future = self._connection.publish(topic, encode(header, entry.batch.tensors))
-        future.add_done_callback(partial(self._note_publish, entry.batch_id, entry.attempt))
+        future.add_done_callback(partial(self._inbox.note_published, entry.batch_id, entry.attempt))
         return True
-
-    def _note_publish(
-        self, batch_id: BatchId, attempt: int, future: Future[PublishOutcome]
-    ) -> None:
-        """On the network thread: hand over what the broker said, unless all is well."""
-        error = future.exception()
-        if isinstance(error, NotAuthorisedError):
-            self._inbox.put(error)
-        elif error is not None or future.result() is PublishOutcome.NO_SUBSCRIBER:
-            # Nobody listens, or the connection's queue was full and nothing of it was sent.
-            self._inbox.put(NobodyThere(batch_id, attempt))
 
     def _retry(self, entry: Entry, why: str) -> None:
         if not self._can_send() or not self._watch.feed.budget.spend():
@@ -267,29 +255,17 @@ class Pipeline:
 
     # Receiving
 
-    def _enqueue(self, delivery: Delivery) -> None:
-        """On the network thread. Nothing bounds what comes at QoS 0, and nothing of ours does."""
-        if delivery.qos == 0:
-            self._rejected += 1
-        else:
-            self._inbox.put(delivery)
-
     def _handle_next(self, timeout_s: float) -> None:
         """Take all that has arrived, waiting at most ``timeout_s`` for the first."""
-        try:
-            item = self._inbox.get(timeout=timeout_s)
-            while True:
-                self._handle(item)
-                item = self._inbox.get_nowait()
-        except queue.Empty:
-            pass
+        for item in self._inbox.arrived(timeout_s):
+            self._handle(item)
 
-    def _handle(self, item: "Heard") -> None:
+    def _handle(self, item: Heard) -> None:
         if isinstance(item, bool):
             self._on_connected(session_present=item)
             return
         if isinstance(item, BaseException):
-            raise item  # the broker does not let us feed this pipeline: retrying cannot help
+            raise item  # a broker does not let us feed this pipeline: retrying cannot help
         if isinstance(item, NobodyThere):
             self._on_nobody_there(item)
             return
@@ -380,9 +356,13 @@ class Pipeline:
             raise WireFormatError(str(error)) from error  # what was published is no plan at all
         if not plan.placement:
             raise WireFormatError("a plan without devices; hand it out with `shardline publish`")
+        # All of them, not our own two: we pause while one is away, and hear which one forgot us.
+        moved = self._connection.use(plan.edge_addresses(), plan.num_stages)
         if self._watch.take_plan(plan, time.monotonic()):
             self._reporter.report(EventKind.PLAN_CHANGED, f"now plan {plan.plan_id} ({plan.name})")
             self._resend("the plan changed")
+        elif moved:
+            self._resend("an edge has another broker")
 
     # Telling
 

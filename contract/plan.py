@@ -7,7 +7,8 @@ keeps the id, so batches in flight stay valid; any other cut or weight changes i
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -24,10 +25,21 @@ MAX_PLAN_BYTES = 4 * 1024 * 1024
 Codec = Literal["float32"]
 
 
+MAX_ADDRESS = 262  # the longest host name, a colon, five digits
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*))(?::([0-9]{1,5}))?")
+
+
 def _device_name(name: str) -> str:
     if not topics.is_name(name):
         raise ValueError(f"{name!r:.80} cannot be the name of a device")
     return name
+
+
+def _broker_address(text: str) -> str:
+    match = _ADDRESS.fullmatch(text) if len(text) <= MAX_ADDRESS else None
+    if match is None or not 0 < int(match[1] or 1) < 65536:
+        raise ValueError(f"{text!r:.80}: expected host or host:port, for example pi-8:1883")
+    return text
 
 
 class ImageInput(FrozenModel):
@@ -133,6 +145,16 @@ class Placement(FrozenModel):
     replicas: tuple[Replica, ...] = Field(min_length=1)
 
 
+class EdgeBroker(FrozenModel):
+    """A broker of its own for one edge.
+
+    Edge ``k`` carries the inputs of stage ``k``; the edge after the last stage carries the results.
+    """
+
+    edge: int = Field(ge=0)
+    address: Annotated[str, AfterValidator(_broker_address)]
+
+
 class StageTopics(FrozenModel):
     """One line of the topic map: where a device listens for a stage, and where its output goes."""
 
@@ -156,6 +178,7 @@ class Plan(FrozenModel):
     verification: Verification
     placement: tuple[Placement, ...] = ()
     topic_map: tuple[StageTopics, ...] = ()
+    edge_brokers: tuple[EdgeBroker, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -176,6 +199,11 @@ class Plan(FrozenModel):
         devices = [replica.device for place in self.placement for replica in place.replicas]
         if len(devices) != len(set(devices)):
             raise ValueError("a device holds one shard: the placement names one device twice")
+        edges = [broker.edge for broker in self.edge_brokers]
+        if len(edges) != len(set(edges)) or any(edge > len(self.stages) for edge in edges):
+            raise ValueError(
+                f"edge_brokers name the edges {edges}: expected each once, 0 to {len(self.stages)}"
+            )
         if self.plan_id != compute_plan_id(self.model.digest, self.stages):
             raise ValueError("plan_id is not the hash of this plan's stages")
         return self
@@ -191,6 +219,14 @@ class Plan(FrozenModel):
             if any(replica.device == device for replica in place.replicas):
                 return self.stages[place.stage_index]
         return None
+
+    def edge_addresses(self, edges: Collection[int] | None = None) -> dict[int, str]:
+        """The brokers of these edges (of all, for None) that are not on the main broker."""
+        return {
+            broker.edge: broker.address
+            for broker in self.edge_brokers
+            if edges is None or broker.edge in edges
+        }
 
     def max_message_bytes(self, batch_size: int | None = None) -> int:
         """Upper bound of any message of this plan at a batch size, header included."""
@@ -224,11 +260,19 @@ def compute_plan_id(digest: str, stages: Sequence[StageSpec]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def place(plan: Plan, devices: Sequence[Sequence[Replica]], cluster: str) -> Plan:
+def place(
+    plan: Plan,
+    devices: Sequence[Sequence[Replica]],
+    cluster: str,
+    edge_brokers: Sequence[EdgeBroker] = (),
+) -> Plan:
     """The same plan on other devices, with the topic map that follows from it.
 
+    ``edge_brokers`` belong to the placement: those that the plan had before are not kept.
+
     Raises:
-        PlanError: there is not at least one device for every stage, or one is named twice.
+        PlanError: there is not at least one device for every stage, or one is named twice; an edge
+            is named twice or is none of the plan's.
         SettingsError: the cluster's name cannot be one.
     """
     if len(devices) != plan.num_stages:
@@ -241,7 +285,14 @@ def place(plan: Plan, devices: Sequence[Sequence[Replica]], cluster: str) -> Pla
             for index, replicas in enumerate(devices)
         )
         topic_map = _map_topics(plan.plan_id, places, cluster)
-        return Plan.model_validate({**dict(plan), "placement": places, "topic_map": topic_map})
+        return Plan.model_validate(
+            {
+                **dict(plan),
+                "placement": places,
+                "topic_map": topic_map,
+                "edge_brokers": tuple(edge_brokers),
+            }
+        )
     except ValidationError as error:
         raise PlanError(f"plan {plan.name}: {explain(error)}") from error
 

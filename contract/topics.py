@@ -106,6 +106,11 @@ def input_filter(cluster: str, device: str) -> str:
     return f"{_device(cluster, device)}/in/+/+/+"
 
 
+def sent_input_filter(cluster: str, sender: str) -> str:
+    """Every activation of one sender, for any device, plan and stage."""
+    return f"{_base(cluster)}/device/+/in/+/+/{check_name('sender', sender)}"
+
+
 def command_topic(cluster: str, to: str, sender: str) -> str:
     """Where ``sender`` asks device ``to`` for something."""
     return f"{_device(cluster, to)}/command/{check_name('sender', sender)}"
@@ -114,6 +119,11 @@ def command_topic(cluster: str, to: str, sender: str) -> str:
 def command_filter(cluster: str, device: str) -> str:
     """Every command for one device."""
     return f"{_device(cluster, device)}/command/+"
+
+
+def sent_command_filter(cluster: str, sender: str) -> str:
+    """Every command of one sender."""
+    return f"{_base(cluster)}/device/+/command/{check_name('sender', sender)}"
 
 
 @lru_cache(maxsize=CACHED)
@@ -127,6 +137,11 @@ def result_filter(cluster: str, client: str) -> str:
     return f"{_client(cluster, client)}/result/+"
 
 
+def sent_result_filter(cluster: str, sender: str) -> str:
+    """Every result of one sender."""
+    return f"{_base(cluster)}/client/+/result/{check_name('sender', sender)}"
+
+
 def nack_topic(cluster: str, client: str, sender: str) -> str:
     """Where ``sender`` tells ``client`` that it refused a batch."""
     return f"{_client(cluster, client)}/nack/{check_name('sender', sender)}"
@@ -137,6 +152,11 @@ def nack_filter(cluster: str, client: str) -> str:
     return f"{_client(cluster, client)}/nack/+"
 
 
+def sent_nack_filter(cluster: str, sender: str) -> str:
+    """Every refusal of one sender."""
+    return f"{_base(cluster)}/client/+/nack/{check_name('sender', sender)}"
+
+
 def blob_topic(cluster: str, to: str, sender: str) -> str:
     """Where ``sender`` sends ``to`` a request or a piece of a shard."""
     return f"{_base(cluster)}/blob/{check_name('receiver', to)}/{check_name('sender', sender)}"
@@ -145,6 +165,11 @@ def blob_topic(cluster: str, to: str, sender: str) -> str:
 def blob_filter(cluster: str, name: str) -> str:
     """Every request and piece of a shard for ``name``."""
     return f"{_base(cluster)}/blob/{check_name('receiver', name)}/+"
+
+
+def sent_blob_filter(cluster: str, sender: str) -> str:
+    """Every request and piece of a shard of one sender."""
+    return f"{_base(cluster)}/blob/+/{check_name('sender', sender)}"
 
 
 def metrics_topic(cluster: str, device: str) -> str:
@@ -170,6 +195,12 @@ def event_topic(cluster: str, sender: str) -> str:
 def event_filter(cluster: str) -> str:
     """Every event of a cluster."""
     return f"{_base(cluster)}/event/+"
+
+
+BROKER_UPTIME = "$SYS/broker/uptime"
+"""Mosquitto's own: seconds since it started; what a health check of the broker reads."""
+BROKER_FILTER = "$SYS/#"
+"""Everything that Mosquitto says of itself."""
 
 
 @dataclass(frozen=True, slots=True)

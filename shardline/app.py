@@ -5,6 +5,7 @@ import typer
 from shardline.commands import (
     broker,
     demo,
+    deploy,
     doctor,
     infer,
     plan,
@@ -23,3 +24,4 @@ app = typer.Typer(
 )
 for command in (demo, plan, show, publish, stage, infer, broker, doctor):
     app.command(name=command.__name__.rpartition(".")[2])(command.run)
+app.add_typer(deploy.app, name="deploy")

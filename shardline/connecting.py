@@ -3,14 +3,14 @@
 import os
 from pathlib import Path
 
-from broker.connection import connector
-from broker.transport import Connect, parse_address
+from broker.connection import Connector, connector
+from broker.transport import parse_address
 from contract.errors import SettingsError
 
 PASSWORD_VARIABLE = "SHARDLINE_PASSWORD"  # noqa: S105 the variable's name, not a password
 
 
-def connect_to(broker: str, username: str | None, password_file: Path | None) -> Connect:
+def connect_to(broker: str, username: str | None, password_file: Path | None) -> Connector:
     """How to connect to ``broker`` with the credentials of the options.
 
     Raises:

@@ -40,6 +40,19 @@ def placement_table(plan: Plan) -> Table:
     return table
 
 
+def edge_brokers_line(plan: Plan) -> str:
+    """Which edges have brokers of their own, in one sentence."""
+    own = "; ".join(
+        f"edge {edge} ({_carries(plan, edge)}) {address}"
+        for edge, address in sorted(plan.edge_addresses().items())
+    )
+    return f"brokers of their own: {own}; everything else goes by the main one"
+
+
+def _carries(plan: Plan, edge: int) -> str:
+    return "results" if edge == plan.num_stages else f"inputs of stage {edge}"
+
+
 def new_table(title: str) -> Table:
     """A table with few lines, its title on the left."""
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

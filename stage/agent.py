@@ -6,31 +6,22 @@ others publish metrics, fetch shards and answer what a planner asks.
 """
 
 import logging
-import os
-import platform
 import queue
-import secrets
 import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
-
 from broker.reporter import EventReporter
-from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery, Will
+from broker.split import Elsewhere, SplitConnection
+from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
 from contract import topics
 from contract.errors import BrokerUnreachableError, PlanError, ShardlineError, WireFormatError
 from contract.plan import Plan, StageSpec, parse_plan
-from contract.status import (
-    Capabilities,
-    DeviceState,
-    DeviceStatus,
-    EventKind,
-    ShardState,
-    parse_status,
-)
+from contract.status import EventKind, ShardState
+from contract.version import SHARDLINE_VERSION
 from shards.cache import ShardCache
+from stage.announcer import Announcer
 from stage.commands import CommandServer
 from stage.counters import StageCounters
 from stage.engine import engine_class
@@ -43,7 +34,8 @@ from stage.metrics import DeviceMeter
 from stage.runner import LoadedStage, StageRunner, now_us
 
 METRICS_INTERVAL_S = 1.0
-SHARDLINE_VERSION = "0.1.0"
+EDGE_RETRY_S = 5.0
+"""Pause after a plan whose edge brokers do not answer: after a power cut they may start last."""
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +76,16 @@ class _Received:
 class StageAgent:
     """One device. :meth:`run` blocks until :meth:`stop`; use one agent once."""
 
-    def __init__(self, settings: StageSettings, connect: Connect) -> None:
+    def __init__(
+        self, settings: StageSettings, connect: Connect, *, elsewhere: Elsewhere | None = None
+    ) -> None:
+        """``elsewhere``: how to reach the brokers of a plan's edges; None refuses such plans."""
         topics.check_name("device", settings.device)
-        self._settings, self._connect = settings, connect
+        self._settings, self._connect, self._elsewhere = settings, connect, elsewhere
         self._engine_version = str(getattr(engine_class(settings.engine), "version", "unknown"))
-        self._boot = secrets.randbits(53)  # fits a JSON number exactly
+        self._announcer = Announcer(
+            settings.cluster, settings.device, settings.engine, self._engine_version
+        )
         self._inbox: queue.SimpleQueue[_Received | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._counters = StageCounters()
@@ -99,9 +96,9 @@ class StageAgent:
         )
         self._fetcher: Fetcher | None = None
         self._commands: CommandServer | None = None
-        self._announcing = threading.Lock()
         self._reporter: EventReporter | None = None
-        self._status = self._make_status(DeviceState.ONLINE)
+        self._unserved: bytes | None = None  # a plan whose edge brokers did not answer
+        self._retry_at = 0.0
 
     def stop(self) -> None:
         """Ask :meth:`run` to finish the batch in hand and return. Safe in a signal handler."""
@@ -116,27 +113,23 @@ class StageAgent:
             BrokerUnreachableError: no broker within ``connect_timeout_s`` (None waits for ever).
         """
         cluster, device = self._settings.cluster, self._settings.device
-        will = self._make_status(DeviceState.OFFLINE)
-        status_topic = topics.status_topic(cluster, device)
-        ready = threading.Event()
-
-        def on_connected(_session_present: bool) -> None:
-            if ready.is_set():
-                self._announce()
-
+        inputs = topics.input_filter(cluster, device)
         try:
-            self._connection = self._connect(
+            self._connection = SplitConnection(
+                self._connect,
                 ConnectionSettings(
                     name=device,
                     receive_maximum=self._settings.receive_maximum,
-                    will=Will(status_topic, will.model_dump_json().encode()),
+                    will=self._announcer.will(),
                     connect_timeout_s=self._settings.connect_timeout_s,
                     cancelled=self._stopping,
                 ),
                 Callbacks(
                     on_delivery=self._enqueue,
-                    on_connected=on_connected,
+                    on_connected=lambda _session_present: self._announcer.announce(),
                 ),
+                self._elsewhere,
+                (inputs,),
             )
         except BrokerUnreachableError:
             if self._stopping.is_set():
@@ -152,12 +145,11 @@ class StageAgent:
             self._settings.receive_maximum,
         )
         self._serve_the_planner()
-        ready.set()
-        self._announce()
+        self._announcer.begin(self._connection)
         for topic_filter in (
             topics.plan_topic(cluster),
-            status_topic,
-            topics.input_filter(cluster, device),
+            topics.status_topic(cluster, device),
+            inputs,
             topics.command_filter(cluster, device),
             topics.blob_filter(cluster, device),
         ):
@@ -222,7 +214,7 @@ class StageAgent:
 
     def _serve(self) -> None:
         while not self._stopping.is_set():
-            received = self._inbox.get()
+            received = self._next()
             if received is None:
                 continue
             kind = _kind_of(received.delivery.topic)
@@ -230,10 +222,20 @@ class StageAgent:
                 self._obey(received.delivery.payload)
                 received.delivery.ack()
             elif kind == "status":
-                self._answer_own_status(received.delivery.payload)
+                self._announcer.answer(received.delivery.payload)
                 received.delivery.ack()
             else:
                 self._process(received)
+
+    def _next(self) -> _Received | None:
+        """What is to be done next; while a plan could not be served, also that plan again."""
+        if self._unserved is None:
+            return self._inbox.get()
+        try:
+            return self._inbox.get(timeout=max(0.0, self._retry_at - time.monotonic()))
+        except queue.Empty:
+            self._obey(self._unserved)
+            return None
 
     def _process(self, received: _Received) -> None:
         try:
@@ -255,11 +257,15 @@ class StageAgent:
             self._report(EventKind.MESSAGE_REJECTED, str(error))
             return
         spec = plan.stage_of(self._settings.device) if plan is not None else None
+        problem = self._reach_the_edges(plan, spec)
+        self._unserved = payload if problem else None
+        self._retry_at = time.monotonic() + EDGE_RETRY_S
         loaded = self._runner.loaded
         if loaded is not None:
             if (
                 spec is not None
                 and plan is not None
+                and problem is None
                 and (loaded.plan.plan_id, loaded.spec.stage_index)
                 == (plan.plan_id, spec.stage_index)
             ):
@@ -274,85 +280,48 @@ class StageAgent:
             del loaded
             release_free_memory()
         if plan is None or spec is None:
-            self._set_shard(ShardState.IDLE)
+            self._announcer.set_shard(ShardState.IDLE)
             return
-        self._set_shard(ShardState.LOADING, plan, spec)
+        if problem is not None:
+            self._fail(plan, spec, problem)
+            return
+        self._announcer.set_shard(ShardState.LOADING, plan, spec)
         if self._fetcher is not None:
             self._fetcher.use(frozenset((spec.graph.sha256, spec.weights.sha256)))
         try:
             engine = self._loader.load(plan, spec)
         except ShardlineError as error:
-            self._set_shard(ShardState.FAILED, plan, spec, str(error))
-            self._report(EventKind.SHARD_FAILED, str(error))
+            self._fail(plan, spec, str(error))
             return
         self._runner.load(LoadedStage(plan, spec, engine, plan.max_message_bytes()))
-        self._set_shard(ShardState.READY, plan, spec)
+        self._announcer.set_shard(ShardState.READY, plan, spec)
         self._report(EventKind.SHARD_READY, f"stage {spec.stage_index} of plan {plan.plan_id}")
 
-    def _set_shard(
-        self,
-        shard: ShardState,
-        plan: Plan | None = None,
-        spec: StageSpec | None = None,
-        error: str | None = None,
-    ) -> None:
-        self._status = self._make_status(
-            DeviceState.ONLINE,
-            shard=shard,
-            plan_id=plan.plan_id if plan else None,
-            stage_index=spec.stage_index if spec else None,
-            error=error,
-        )
-        self._announce()
+    def _reach_the_edges(self, plan: Plan | None, spec: StageSpec | None) -> str | None:
+        """Open links to the brokers of this stage's two edges; what keeps us from it, if anything.
 
-    def _answer_own_status(self, payload: bytes) -> None:
-        """A late will of a lost connection may have overwritten the birth: announce again."""
+        After a failure the links are those of the plan before: whoever still sends by them is told
+        that we are not ready.
+        """
+        addresses: dict[int, str] = {}
+        if plan is not None and spec is not None:
+            addresses = plan.edge_addresses((spec.stage_index, spec.stage_index + 1))
         try:
-            status = parse_status(payload, self._settings.device)
-        except WireFormatError:
-            self._announce()  # whoever wrote that, it is not what others should read of us
-            return
-        if status != self._status:
-            self._announce()
+            self._connection.use(addresses, plan.num_stages if plan is not None else 0)
+        except ShardlineError as error:
+            return str(error)
+        return None
 
-    def _announce(self) -> None:
-        topic = topics.status_topic(self._settings.cluster, self._settings.device)
-        with self._announcing:  # the network thread must not publish an older status last
-            self._connection.publish(topic, self._status.model_dump_json().encode(), retain=True)
-
-    def _make_status(
-        self,
-        state: DeviceState,
-        *,
-        shard: ShardState = ShardState.IDLE,
-        plan_id: str | None = None,
-        stage_index: int | None = None,
-        error: str | None = None,
-    ) -> DeviceStatus:
-        return DeviceStatus(
-            device=self._settings.device,
-            state=state,
-            boot=self._boot,
-            shard=shard,
-            plan_id=plan_id,
-            stage_index=stage_index,
-            error=error,
-            capabilities=Capabilities(
-                machine=platform.machine(),
-                cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
-                memory_bytes=psutil.virtual_memory().total,
-                engine=self._settings.engine,
-                engine_version=self._engine_version,
-                shardline_version=SHARDLINE_VERSION,
-            ),
-        )
+    def _fail(self, plan: Plan, spec: StageSpec, error: str) -> None:
+        self._announcer.set_shard(ShardState.FAILED, plan, spec, error)
+        self._report(EventKind.SHARD_FAILED, error)
 
     def _publish_metrics(self, reporter: EventReporter) -> None:
         meter = DeviceMeter(self._settings.device, self._counters)
         topic = topics.metrics_topic(self._settings.cluster, self._settings.device)
         last_connected_s = time.monotonic()
         while not self._stopping.wait(METRICS_INTERVAL_S):
-            status = self._status
+            status = self._announcer.status
             connected, now_s = self._connection.is_connected, time.monotonic()
             last_connected_s = now_s if connected else last_connected_s
             if self._settings.heartbeat is not None:
@@ -369,7 +338,7 @@ class StageAgent:
 
     def _beat(self, path: Path, away_s: float, connected: bool) -> None:
         try:
-            write_heartbeat(path, connected, away_s, self._status.shard)
+            write_heartbeat(path, connected, away_s, self._announcer.status.shard)
         except OSError as error:
             log.warning("%s: no heartbeat (%s)", path, error.strerror or error)
 
@@ -377,13 +346,7 @@ class StageAgent:
         for server in (self._commands, self._fetcher):
             if server is not None:
                 server.close()
-        self._status = self._make_status(DeviceState.STOPPED)
-        topic = topics.status_topic(self._settings.cluster, self._settings.device)
-        try:
-            self._connection.publish(
-                topic, self._status.model_dump_json().encode(), retain=True
-            ).result(timeout=2.0)
-        except (ShardlineError, TimeoutError):
+        if not self._announcer.say_goodbye():
             log.info("the broker is away: it will announce our end by the will")
         self._connection.close()
         if self._runner.loaded is not None:

@@ -19,7 +19,8 @@ INWARD = {
     "stage": {"contract", "broker", "shards"},
     "planner": {"contract", "broker", "shards"},
     "client": {"contract", "broker", "shards"},
-    "shardline": {"contract", "broker", "shards", "stage", "planner", "client"},
+    "deploy": {"contract", "broker", "shards"},
+    "shardline": {"contract", "broker", "shards", "stage", "planner", "client", "deploy"},
 }
 """Packages of ours, and which others of ours each may import."""
 
@@ -36,6 +37,7 @@ ALLOWED = {
     "typer": ["shardline/"],
     "rich": ["shardline/"],
     "dotenv": ["shardline/"],
+    "yaml": ["deploy/"],
     "pickle": [],
     "socket": ["broker/"],
     "sklearn": [],
@@ -68,7 +70,7 @@ CONTRACT_MAY_IMPORT = {
         "math",
         "pathlib",
     ),
-    *("re", "typing", "numpy", "pydantic", "xxhash", "contract"),
+    *("re", "struct", "typing", "numpy", "pydantic", "xxhash", "contract"),
 }
 """Pure things only: no network, no files beyond a path that a caller names, no framework."""
 

@@ -110,7 +110,7 @@ def run(
                 batch_timeout_s=batch_timeout,
             )
             connect = connect_to(broker, username, password_file)
-            pipeline = stack.enter_context(Pipeline(settings, connect))
+            pipeline = stack.enter_context(Pipeline(settings, connect, elsewhere=connect.elsewhere))
             pipeline.open()
             feeder = PipelineFeeder(pipeline)
         run_inference(feeder, source, batch, out, top_k, as_json)

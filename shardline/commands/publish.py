@@ -20,6 +20,14 @@ def run(
             variable="DEVICES",
         ),
     ] = None,
+    edge_broker: Annotated[
+        list[str] | None,
+        option(
+            "--edge-broker",
+            "EDGE=HOST:PORT, a broker of its own for an edge, as 1=pi-8:1883; repeatable. Edge k "
+            "carries the inputs of stage k, the one after the last stage the results.",
+        ),
+    ] = None,
     broker: options.Broker = options.DEFAULT_BROKER,
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     username: options.Username = None,
@@ -33,12 +41,15 @@ def run(
     from planner.publish import Publisher, place_on
     from shardline.connecting import connect_to
     from shardline.console import out, print_json, set_up_logging, steps
-    from shardline.plan_table import placement_table
+    from shardline.edges import parse_edge_brokers, try_edge_brokers
+    from shardline.plan_table import edge_brokers_line, placement_table
 
     set_up_logging(verbose)
     built = load_plan(plan)
+    edges = parse_edge_brokers(edge_broker or [], built.num_stages) or built.edge_brokers
     connect = connect_to(broker, username, password_file)
     name = username or f"planner-{secrets.token_hex(4)}"
+    try_edge_brokers(connect, name, edges, built.num_stages)
     with Publisher(connect, cluster, name) as publisher, steps("publishing") as step:
         if device:
             placed = place_on(built, device, cluster)
@@ -46,6 +57,8 @@ def run(
             placed = place(built, [spot.replicas for spot in built.placement], cluster)
         else:
             placed = publisher.place_on_online(built, ready_timeout)
+        if edges:
+            placed = place(placed, [spot.replicas for spot in placed.placement], cluster, edges)
         publisher.hand_out(placed, plan if plan.is_dir() else plan.parent, ready_timeout, step)
         publisher.publish(placed)
         publisher.wait_until_ready(placed, ready_timeout, step)
@@ -53,4 +66,6 @@ def run(
         print_json(placed.model_dump(mode="json"))
     else:
         out.print(placement_table(placed))
+        if placed.edge_brokers:
+            out.print(edge_brokers_line(placed), markup=False, soft_wrap=True)
         out.print(f"plan {placed.plan_id} is published, all {placed.num_stages} stages are ready")

@@ -15,7 +15,12 @@ def run(
     """Show a plan: its stages, its verification, its placement and topic map."""
     from contract.plan import load_plan
     from shardline.console import out, print_json
-    from shardline.plan_table import placement_table, stages_table, verification_line
+    from shardline.plan_table import (
+        edge_brokers_line,
+        placement_table,
+        stages_table,
+        verification_line,
+    )
 
     built = load_plan(plan)
     if as_json:
@@ -28,5 +33,7 @@ def run(
         out.print(f"in more than one shard: {', '.join(built.tied_weights)}", markup=False)
     if built.topic_map:
         out.print(placement_table(built))
+        if built.edge_brokers:
+            out.print(edge_brokers_line(built), markup=False, soft_wrap=True)
     else:
         out.print("not placed yet: `shardline publish` gives each stage a device")

@@ -55,7 +55,8 @@ def run(
         threads=threads or available_cores(),
         prepack=prepack,
     )
-    agent = StageAgent(settings, connect_to(broker, username or device, password_file))
+    connect = connect_to(broker, username or device, password_file)
+    agent = StageAgent(settings, connect, elsewhere=connect.elsewhere)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     err.print(f"device {device}: broker {broker}, shards in {shards}")

@@ -444,7 +444,7 @@ def options() -> list[tuple[str, Any]]:
 
 def test_every_command_of_the_design_is_there() -> None:
     assert set(commands()) == {
-        *("demo", "plan", "show", "publish", "stage", "infer", "broker", "doctor")
+        *("demo", "plan", "show", "publish", "stage", "infer", "broker", "doctor", "deploy")
     }
 
 

@@ -1,0 +1,60 @@
+"""What the network threads hand to the one thread that owns a pipeline. They only enqueue."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+from broker.transport import Delivery, PublishOutcome
+from client.batch import NobodyThere
+from contract.activation import BatchId
+from contract.errors import NotAuthorisedError
+
+Heard = Delivery | bool | NobodyThere | BaseException
+"""What comes out; a boolean is a connect, with session present."""
+
+
+class Inbox:
+    """A queue that several connections fill and one thread empties."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Heard] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._refused = 0
+
+    @property
+    def refused(self) -> int:
+        """Deliveries that were not let in."""
+        return self._refused
+
+    def hear(self, delivery: Delivery) -> None:
+        """Take a delivery. Nothing bounds what comes at QoS 0, and nothing of ours does."""
+        if delivery.qos == 0:
+            with self._lock:  # each connection has a thread of its own
+                self._refused += 1
+        else:
+            self._queue.put(delivery)
+
+    def note_connected(self, session_present: bool) -> None:
+        """A connection stands; False says that its broker has forgotten us."""
+        self._queue.put(session_present)
+
+    def note_published(
+        self, batch_id: BatchId, attempt: int, future: Future[PublishOutcome]
+    ) -> None:
+        """Take what a broker said of an attempt, unless all is well."""
+        error = future.exception()
+        if isinstance(error, NotAuthorisedError):
+            self._queue.put(error)
+        elif error is not None or future.result() is PublishOutcome.NO_SUBSCRIBER:
+            # Nobody listens, or the connection's queue was full and nothing of it was sent.
+            self._queue.put(NobodyThere(batch_id, attempt))
+
+    def arrived(self, timeout_s: float) -> Iterator[Heard]:
+        """All that has arrived, waiting at most ``timeout_s`` for the first."""
+        try:
+            yield self._queue.get(timeout=timeout_s)
+            while True:
+                yield self._queue.get_nowait()
+        except queue.Empty:
+            pass

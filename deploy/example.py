@@ -1,0 +1,94 @@
+"""The fleet.yaml that `shardline deploy init` writes: commented, to be corrected. Pure."""
+
+import json
+from typing import NamedTuple
+
+from contract.errors import SettingsError
+from deploy.fleet_file import parse_fleet
+from deploy.inventory import PLACEHOLDER
+from deploy.kinds import KINDS, Kind
+
+
+class NewMachine(NamedTuple):
+    """What is known of a machine when the file is written."""
+
+    name: str
+    address: str = PLACEHOLDER
+
+
+def parse_new_machine(flag: str, text: str) -> NewMachine:
+    """``NAME=ADDRESS``.
+
+    Raises:
+        SettingsError: not such a text.
+    """
+    name, separator, address = text.partition("=")
+    if not (name and separator and address):
+        raise SettingsError(f"{flag} {text!r}: expected NAME=ADDRESS, as pi-0=192.168.1.20")
+    return NewMachine(name, address)
+
+
+def numbered_machines(count: int) -> list[NewMachine]:
+    """``pi-0``, ``pi-1``, …, whose addresses are still to be written."""
+    return [NewMachine(f"pi-{index}") for index in range(count)]
+
+
+def example_fleet(
+    devices: list[NewMachine], kind: Kind, cluster: str, broker_host: NewMachine
+) -> str:
+    """The text. It is checked: only addresses may still be missing in it.
+
+    Raises:
+        SettingsError: a name or an address that a fleet cannot have.
+    """
+    filled = _text(
+        [NewMachine(d.name, _filled(d.address)) for d in devices],
+        *(kind, cluster, NewMachine(broker_host.name, _filled(broker_host.address))),
+    )
+    parse_fleet(filled, "the new fleet")
+    return _text(devices, kind, cluster, broker_host)
+
+
+def _filled(address: str) -> str:
+    return "192.0.2.1" if address == PLACEHOLDER else address  # RFC 5737: for documentation
+
+
+def _text(devices: list[NewMachine], kind: Kind, cluster: str, broker: NewMachine) -> str:
+    on_a_device = broker.name in {device.name for device in devices}
+    own = "" if on_a_device else f"\n  address: {_quoted(broker.address)}"
+    entries = "\n".join(
+        f"  - name: {_quoted(device.name)}\n    address: {_quoted(device.address)}\n"
+        f"    kind: {kind}"
+        for device in devices
+    )
+    kinds = ", ".join(KINDS)
+    return f"""\
+# The machines of one cluster. `shardline deploy render` turns this file into a folder for each.
+# Every field: docs/deploy.md. Names are letters, digits, - and _; no two may be the same.
+
+cluster: {_quoted(cluster)}
+
+# Where Mosquitto runs: the name of a device below, or another machine with its own `address`.
+# Every machine connects to it there; containers cannot look up names that end in .local.
+broker:
+  host: {_quoted(broker.name)}{own}
+  port: 1883
+
+# One stage runs on each. kind: {kinds}
+# Optional: memory (limit of the stage, as 512m), user (for ssh, default pi), uid and gid (that
+# user's, default 1000).
+devices:
+{entries}
+
+# Users of the broker, each with a password of its own. One process can use a user at a time.
+planner: planner
+clients:
+  - client
+observers:
+  - observer
+"""
+
+
+def _quoted(text: str) -> str:
+    """As JSON writes it, which YAML reads: whatever a flag holds, it stays one text."""
+    return json.dumps(text)

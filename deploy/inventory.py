@@ -1,0 +1,272 @@
+"""`fleet.yaml`: which machines there are, who runs the broker, who may talk to it.
+
+The models and their rules; deploy/fleet_file.py reads the file and says where in it an error is.
+"""
+
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from contract.errors import SettingsError
+from contract.frozen import FrozenModel
+from contract.topics import DEFAULT_CLUSTER, check_name
+from deploy.kinds import KINDS, Kind, KindFacts
+
+PLACEHOLDER = "change-me"
+AT_PLACE = "at_place"
+"""Type of the errors that carry their place in their context."""
+HEALTH_USER = "health"
+DEFAULT_LOGIN = "pi"
+DEFAULT_UNIX_ID = 1000  # of the first user on Raspberry Pi OS
+BROKER_SERVICE = "broker"
+"""Name of the broker among the containers of its own machine (docker-compose.arm64.yml)."""
+RESERVED_FOLDERS = frozenset({"ansible", "clients", "credentials", "observers", "planner"})
+"""Folders beside those of the machines: no machine may be called so."""
+
+_HOST = re.compile(r"(?!-)[A-Za-z0-9.-]{1,253}(?<![.-])")
+_MEMORY = re.compile(r"([1-9][0-9]{0,5})([mg])")
+_UNITS = {"m": 1024**2, "g": 1024**3}
+_LOGIN = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+
+
+def _name(text: str) -> str:
+    try:
+        return check_name("this", text)
+    except SettingsError as error:
+        raise ValueError(str(error)) from error
+
+
+def _address(text: str) -> str:
+    if text == PLACEHOLDER:
+        raise ValueError(
+            f"{PLACEHOLDER!r} is still what `shardline deploy init` wrote; "
+            "put the machine's IP address or DNS name here"
+        )
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        if not _HOST.fullmatch(text):
+            raise ValueError(
+                f"{text!r} is no address; expected an IP address or a DNS name, as 192.168.1.20"
+            ) from None
+    return text
+
+
+def _memory(text: str) -> str:
+    if not _MEMORY.fullmatch(text):
+        raise ValueError(f"{text!r} is no amount of memory; expected for example 512m or 2g")
+    return text
+
+
+def _login(text: str) -> str:
+    if not _LOGIN.fullmatch(text):
+        raise ValueError(f"{text!r} is no user of Linux; expected for example pi")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Address = Annotated[str, AfterValidator(_address)]
+Memory = Annotated[str, AfterValidator(_memory)]
+Login = Annotated[str, AfterValidator(_login)]
+UnixId = Annotated[int, Field(ge=1, le=2**31 - 1)]  # 0: containers do not run as root
+
+
+class Device(FrozenModel):
+    """A machine that runs a stage. ``uid`` and ``gid`` are those of ``user`` on it."""
+
+    name: Name
+    address: Address
+    kind: Kind
+    memory: Memory | None = None
+    user: Login = DEFAULT_LOGIN
+    uid: UnixId = DEFAULT_UNIX_ID
+    gid: UnixId = DEFAULT_UNIX_ID
+
+    @property
+    def facts(self) -> KindFacts:
+        """What its kind is known for."""
+        return KINDS[self.kind]
+
+    @property
+    def stage_memory(self) -> str:
+        """Memory limit of its stage, as Compose reads it."""
+        return self.memory or self.facts.stage_memory
+
+    @property
+    def stage_memory_bytes(self) -> int:
+        """The same in bytes."""
+        return memory_bytes(self.stage_memory)
+
+
+class Broker(FrozenModel):
+    """Where Mosquitto runs: on a device (then only ``host`` and ``port``), or elsewhere."""
+
+    host: Name
+    port: int = Field(default=1883, ge=1, le=65535)
+    address: Address | None = None
+    kind: Kind | None = None
+    user: Login | None = None
+    uid: UnixId | None = None
+    gid: UnixId | None = None
+
+    @property
+    def own_fields(self) -> list[str]:
+        """Fields given here that a device would already say of itself."""
+        return [name for name in ("address", "kind", "user", "uid", "gid") if getattr(self, name)]
+
+
+_Place = tuple[str | int, ...]
+
+
+def _wrong_at(place: _Place, message: str) -> PydanticCustomError:
+    """An error of the whole document that belongs to one place of it."""
+    return PydanticCustomError(AT_PLACE, "{message}", {"message": message, "place": list(place)})
+
+
+class Machine(NamedTuple):
+    """A machine that folders are copied to: a device, the broker's host, or both at once."""
+
+    name: str
+    address: str
+    user: str
+    uid: int
+    gid: int
+    device: Device | None
+    broker_memory: str | None
+
+    @property
+    def runs_broker(self) -> bool:
+        """Whether Mosquitto runs there."""
+        return self.broker_memory is not None
+
+
+class Fleet(FrozenModel):
+    """The whole of fleet.yaml."""
+
+    cluster: Name = DEFAULT_CLUSTER
+    broker: Broker
+    devices: tuple[Device, ...] = Field(min_length=1)
+    planner: Name = "planner"
+    clients: tuple[Name, ...] = ("client",)
+    observers: tuple[Name, ...] = ("observer",)
+
+    @model_validator(mode="after")
+    def _users_are_unique(self) -> "Fleet":
+        seen = {HEALTH_USER: "the broker's health check"}
+        for place, user in self._users_with_places():
+            if user in seen:
+                raise _wrong_at(
+                    place,
+                    f"the name {user!r} is taken by {seen[user]}; every user of the broker needs a "
+                    "name of its own, choose another",
+                )
+            seen[user] = ".".join(map(str, place))
+        return self
+
+    @model_validator(mode="after")
+    def _machines_have_folders(self) -> "Fleet":
+        names: list[tuple[_Place, str]] = [
+            (("devices", index, "name"), device.name) for index, device in enumerate(self.devices)
+        ]
+        for place, name in (*names, (("broker", "host"), self.broker.host)):
+            if name in RESERVED_FOLDERS:
+                raise _wrong_at(
+                    place,
+                    f"no machine can be called {name!r}: a folder beside the machines' has that "
+                    "name; choose another",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _broker_has_a_host(self) -> "Fleet":
+        given = self.broker.own_fields
+        if self._device(self.broker.host) is not None:
+            if given:
+                raise _wrong_at(
+                    ("broker", given[0]),
+                    f"{self.broker.host!r} is a device, which says its own {' and '.join(given)}; "
+                    f"remove {'it' if len(given) == 1 else 'them'} here",
+                )
+        elif self.broker.address is None:
+            names = ", ".join(device.name for device in self.devices)
+            raise _wrong_at(
+                ("broker", "host"),
+                f"{self.broker.host!r} is none of the devices ({names}); name one of them, or add "
+                "the `address` of that machine here",
+            )
+        if self.broker_address.lower().endswith(".local"):
+            raise _wrong_at(
+                ("broker", "host"),
+                f"the broker's address {self.broker_address!r} is one that containers cannot look "
+                "up; give that machine's IP address or a DNS name",
+            )
+        return self
+
+    def _users_with_places(self) -> Iterator[tuple[_Place, str]]:
+        for index, device in enumerate(self.devices):
+            yield ("devices", index, "name"), device.name
+        yield ("planner",), self.planner
+        for index, name in enumerate(self.clients):
+            yield ("clients", index), name
+        for index, name in enumerate(self.observers):
+            yield ("observers", index), name
+
+    def _device(self, name: str) -> Device | None:
+        return next((device for device in self.devices if device.name == name), None)
+
+    @property
+    def users(self) -> tuple[str, ...]:
+        """Every user of the broker, the health check's included."""
+        return (*(user for _, user in self._users_with_places()), HEALTH_USER)
+
+    @property
+    def broker_address(self) -> str:
+        """Host part of the address that machines connect to."""
+        device = self._device(self.broker.host)
+        return device.address if device else self.broker.address or PLACEHOLDER
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """Every machine that gets a folder: the devices, and the broker's host if it is none."""
+        broker = self.broker
+        found = [
+            Machine(
+                name=device.name,
+                address=device.address,
+                user=device.user,
+                uid=device.uid,
+                gid=device.gid,
+                device=device,
+                broker_memory=device.facts.broker_memory if device.name == broker.host else None,
+            )
+            for device in self.devices
+        ]
+        if self._device(broker.host) is None:
+            host = Machine(
+                name=broker.host,
+                address=self.broker_address,
+                user=broker.user or DEFAULT_LOGIN,
+                uid=broker.uid or DEFAULT_UNIX_ID,
+                gid=broker.gid or DEFAULT_UNIX_ID,
+                device=None,
+                broker_memory=KINDS[broker.kind or Kind.OTHER_ARM64].broker_memory,
+            )
+            found.append(host)
+        return tuple(found)
+
+
+def host_and_port(host: str, port: int) -> str:
+    """``host:port``, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def memory_bytes(text: str) -> int:
+    """``512m`` in bytes."""
+    match = _MEMORY.fullmatch(text)
+    if match is None:
+        raise SettingsError(f"memory {text!r}: expected for example 512m or 2g")
+    return int(match[1]) * _UNITS[match[2]]

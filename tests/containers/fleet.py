@@ -1,0 +1,196 @@
+"""A fleet of containers on a private network of this machine: rendered folders, as on real Pis.
+
+Each machine of the fleet is a folder that `shardline deploy render` wrote, run by its own
+docker-compose project. What differs from a drawer of Pis is added from outside, in an override file
+in each folder: all projects join one network of the test's own, without a way out.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "examples" / "digits"
+WEIGHTS_IN_PLANNER = "/opt/shardline/app/examples/digits/weights.safetensors"
+VERSION = "0.1.0"
+UID = 1000  # who owns the files on a Pi, and who the containers run as
+
+
+def run(
+    *command: str, timeout_s: float = 120, check: bool = True, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout_s, check=False, **more
+    )
+    if check and done.returncode != 0:
+        pytest.fail(
+            f"{' '.join(command)} ended with {done.returncode}\n{done.stdout[-4000:]}\n"
+            f"{done.stderr[-4000:]}"
+        )
+    return done
+
+
+def shardline(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """The command on this machine, outside any container."""
+    return run(sys.executable, "-m", "shardline", *arguments, cwd=ROOT, **more)
+
+
+def until(condition: Callable[[], object], what: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.5)
+
+
+class ContainerFleet:
+    """Use as a context manager; everything that it made is gone at the end."""
+
+    def __init__(
+        self,
+        folder: Path,
+        devices: Sequence[str],
+        *,
+        kind: str,
+        arch: str,
+        inventory: Mapping[str, Mapping[str, object]] | None = None,
+        faults: Mapping[str, Mapping[str, Any]] | None = None,
+        stage_image: str | None = None,
+    ) -> None:
+        """``inventory`` adds to a device in fleet.yaml, ``faults`` to its folder's override."""
+        self.folder, self.devices = folder / "fleet", tuple(devices)
+        self.id = f"sl-{secrets.token_hex(3)}"
+        self._kind, self._inventory, self._faults = kind, inventory or {}, faults or {}
+        self.env = {
+            **os.environ,
+            "SHARDLINE_UID": str(UID),
+            "SHARDLINE_GID": str(UID),
+            "SHARDLINE_STAGE_IMAGE": stage_image or f"shardline/stage:{VERSION}-{arch}",
+            "SHARDLINE_BROKER_IMAGE": f"shardline/broker:{VERSION}-{arch}",
+            "SHARDLINE_THREADS": "1",
+        }
+
+    def __enter__(self) -> "ContainerFleet":
+        run("docker", "network", "create", "--internal", self.id)
+        try:
+            self._render()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _render(self) -> None:
+        file = self.folder / "fleet.yaml"
+        named = [f"--device={name}=10.77.0.{n}" for n, name in enumerate(self.devices, 10)]
+        init = ["init", "--fleet", str(file), "--kind", self._kind, "--broker-host", "hub=broker"]
+        shardline("deploy", *init, *named)
+        text = yaml.safe_load(file.read_text())
+        for device in text["devices"]:
+            device.update(self._inventory.get(device["name"], {}))
+        file.write_text(yaml.safe_dump(text))
+        shardline("deploy", "render", "--fleet", str(file))
+        for name in (*self.devices, "hub", "planner", "clients/client"):
+            override = {
+                "networks": {"default": {"external": True, "name": self.id}},
+                **self._faults.get(name, {}),
+            }
+            target = self.folder / name / "docker-compose.override.yml"
+            target.write_text(yaml.safe_dump(override))
+        self.take_over()
+
+    def take_over(self) -> None:
+        """As `scp` to a Pi does it: the files belong to the user there."""
+        for path in (self.folder, *self.folder.rglob("*")):
+            os.chown(path, UID, UID)
+        self.folder.parent.chmod(0o755)
+
+    def compose(self, machine: str, *arguments: str, **more: Any) -> Any:
+        """docker-compose in one machine's folder."""
+        environment = {**self.env, **more.pop("env", {})}
+        return run(
+            "docker-compose",
+            *("-p", f"{self.id}-{machine.replace('/', '-')}"),
+            *arguments,
+            cwd=self.folder / machine,
+            env=environment,
+            **more,
+        )
+
+    def start(self, *machines: str) -> None:
+        for machine in machines:
+            self.compose(machine, "up", "-d")
+
+    def container(self, machine: str, service: str = "stage") -> str:
+        found = self.compose(machine, "ps", "-q", service).stdout.strip()
+        assert found, f"{service} of {machine} has no container"
+        return str(found)
+
+    def inspect(self, container: str, template: str) -> str:
+        return run("docker", "inspect", "-f", template, container).stdout.strip()
+
+    def wait_healthy(self, machine: str, service: str, timeout_s: float = 120) -> None:
+        container = self.container(machine, service)
+        until(
+            lambda: self.inspect(container, "{{.State.Health.Status}}") == "healthy",
+            f"{service} of {machine} is healthy; "
+            + run("docker", "logs", "--tail", "20", container, check=False).stderr,
+            timeout_s,
+        )
+
+    def planner(self, *arguments: str, timeout_s: float = 400) -> str:
+        return str(
+            self.compose(
+                "planner", "run", "--rm", "-T", "planner", *arguments, timeout_s=timeout_s
+            ).stdout
+        )
+
+    def infer(self, pictures: Path, *arguments: str, timeout_s: float = 400) -> Any:
+        """The client's summary, from its own container."""
+        done = self.compose(
+            "clients/client",
+            *("run", "--rm", "-T", "client", "infer", "/pictures", "--json", *arguments),
+            timeout_s=timeout_s,
+            env={"SHARDLINE_PICTURES": str(pictures)},
+        )
+        return json.loads(done.stdout)
+
+    def observe(self, topic: str, count: int, timeout_s: int = 60) -> list[dict[str, Any]]:
+        """Messages as `mosquitto_sub` prints them, with the observer's own credential."""
+        user = self.folder / "observers" / "observer"
+        done = run(
+            *("docker", "run", "--rm", "--network", self.id, "--user", f"{UID}:{UID}"),
+            *("-v", f"{user}:/observer:ro", "-e", "XDG_CONFIG_HOME=/observer"),
+            *("--entrypoint", "mosquitto_sub", self.env["SHARDLINE_BROKER_IMAGE"]),
+            *("-t", topic, "-C", str(count), "-W", str(timeout_s)),
+            timeout_s=timeout_s + 30,
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def logs(self, machine: str, service: str = "stage") -> str:
+        done = run("docker", "logs", self.container(machine, service), check=False)
+        return done.stdout + done.stderr
+
+    def kill(self, machine: str, service: str = "stage") -> None:
+        """SIGKILL to the process itself: for Docker it has crashed, so it is started again."""
+        pid = self.inspect(self.container(machine, service), "{{.State.Pid}}")
+        run("kill", "-KILL", pid)
+
+    def close(self) -> None:
+        for name in (*self.devices, "hub", "planner", "clients/client"):
+            if (self.folder / name).is_dir():
+                self.compose(name, "down", "-v", "-t", "5", "--remove-orphans", check=False)
+        run("docker", "network", "rm", self.id, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)

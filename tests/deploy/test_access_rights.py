@@ -1,0 +1,285 @@
+"""Who may write and read what, asked of a real Mosquitto that runs the rendered files."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.connection import connector
+from broker.transport import BrokerAddress
+from contract import topics
+from contract.topics import Topic, parse_topic
+from deploy.acl import rights_of
+from deploy.credentials import hash_line
+from deploy.fleet_file import load_fleet
+from deploy.rendering import render_fleet
+from shardline.__main__ import main
+from tests.conftest import StartStage, eventually
+from tests.deploy.fleets import ADMIN, NOT_AUTHORISED, Peer, running_broker, write_fleet
+from tests.tiny import make_tiny_plan
+
+CLUSTER = "home"
+DEVICES, CLIENTS = ("pi-0", "pi-1", "pi-2"), ("client-a", "client-b")
+PLANNER, OBSERVER, HEALTH = "planner", "observer", "health"
+USERS = (*DEVICES, PLANNER, *CLIENTS, OBSERVER, HEALTH)
+PLAN_ID = "0123456789abcdef"
+
+
+def every_topic(cluster: str) -> list[str]:
+    """Every kind of topic, to everybody, from everybody."""
+    found = [topics.plan_topic(cluster)]
+    found += [topics.status_topic(cluster, device) for device in DEVICES]
+    for sender in USERS:
+        found += [
+            topics.metrics_topic(cluster, sender),
+            topics.pipeline_metrics_topic(cluster, sender),
+            topics.event_topic(cluster, sender),
+        ]
+        for to in USERS:
+            found += [
+                topics.input_topic(cluster, to, PLAN_ID, 1, sender),
+                topics.command_topic(cluster, to, sender),
+                topics.result_topic(cluster, to, sender),
+                topics.nack_topic(cluster, to, sender),
+                topics.blob_topic(cluster, to, sender),
+            ]
+    return found
+
+
+EVERY_TOPIC = every_topic(CLUSTER) + every_topic("away")
+
+WRITES = {
+    "device": {"status", "input", "result", "nack", "blob", "command", "metrics", "event"},
+    "planner": {"command", "blob", "event"},
+    "client": {"input", "pipeline_metrics", "event"},
+    "observer": set[str](),
+    "health": set[str](),
+}
+"""Kinds of topics that a role writes in its own name."""
+READS_OWN = {
+    "device": {"input", "command", "blob"},
+    "planner": {"command", "blob"},
+    "client": {"result", "nack"},
+    "observer": set[str](),
+    "health": set[str](),
+}
+"""Kinds that a role reads if they are addressed to it."""
+READS_ALL = {
+    "device": {"plan"},
+    "planner": {"plan", "status", "metrics", "pipeline_metrics", "event"},
+    "client": {"plan", "status"},
+    "observer": {"plan", "status", "metrics", "pipeline_metrics", "event"},
+    "health": set[str](),
+}
+"""Kinds that a role reads whoever they are from."""
+
+
+def role(user: str) -> str:
+    if user in DEVICES:
+        return "device"
+    return "client" if user in CLIENTS else user
+
+
+def may_write(user: str, topic: Topic) -> bool:
+    if topic.cluster != CLUSTER:
+        return False
+    if topic.kind == "plan":
+        return user == PLANNER
+    return topic.sender == user and topic.kind in WRITES[role(user)]
+
+
+def may_read(user: str, topic: Topic) -> bool:
+    if topic.cluster != CLUSTER:
+        return False
+    if topic.kind in READS_ALL[role(user)]:
+        return True
+    if topic.kind == "status" and role(user) == "device":
+        return topic.sender == user
+    return topic.to == user and topic.kind in READS_OWN[role(user)]
+
+
+class Ground:
+    """The broker, every user's password, and connections that are closed at the end."""
+
+    def __init__(self, port: int, passwords: dict[str, str]) -> None:
+        self.port, self.passwords, self._peers = port, passwords, list[Peer]()
+
+    def join(self, user: str, client_id: str | None = None) -> Peer:
+        peer = Peer(self.port, user, self.passwords[user], client_id)
+        self._peers.append(peer)
+        assert peer.refusal is None
+        return peer
+
+    def close(self) -> None:
+        while self._peers:
+            self._peers.pop().close()
+
+
+@pytest.fixture
+def cluster() -> str:
+    """Where stages are started: that of the fleet."""
+    return CLUSTER
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fleet")
+    file = write_fleet(folder)
+    more = "  - {name: pi-2, address: 192.168.1.22, kind: raspberry-pi-5}\nclients:\n"
+    file.write_text(file.read_text().replace("clients:\n", more))
+    render_fleet(file, None, (1000, 1000))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def broker_port(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    copy = tmp_path_factory.mktemp("broker")
+    for name in ("mosquitto.conf", "acl", "passwords"):
+        (copy / name).write_bytes((rendered / "pi-0" / "broker" / name).read_bytes())
+    with (copy / "acl").open("a") as acl, (copy / "passwords").open("a") as passwords:
+        acl.write(f"\nuser {ADMIN}\ntopic readwrite #\n")
+        passwords.write(hash_line(ADMIN, "of-the-tests") + "\n")
+    with running_broker(copy, tmp_path_factory.mktemp("mosquitto")) as port:
+        yield port
+
+
+@pytest.fixture
+def ground(rendered: Path, broker_port: int) -> Iterator[Ground]:
+    passwords = {u: (rendered / "credentials" / u).read_text().strip() for u in USERS}
+    ground = Ground(broker_port, passwords | {ADMIN: "of-the-tests"})
+    yield ground
+    ground.close()
+
+
+def test_the_users_of_these_tests_are_those_of_the_fleet(rendered: Path) -> None:
+    fleet = load_fleet(rendered / "fleet.yaml")
+    assert set(rights_of(fleet)) == set(fleet.users) == set(USERS)
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_user_writes_what_it_may_and_everything_else_is_refused(
+    ground: Ground, user: str
+) -> None:
+    admin = ground.join(ADMIN)
+    admin.subscribe("#")
+    answers = ground.join(user).publish(EVERY_TOPIC, user.encode())
+    allowed = {t for t in EVERY_TOPIC if may_write(user, parse_topic(t))}
+    refused = {topic for topic, answer in answers.items() if answer == NOT_AUTHORISED}
+    assert refused == set(EVERY_TOPIC) - allowed
+    admin.publish([topics.plan_topic(CLUSTER)], b"last")
+    admin.wait_for(topics.plan_topic(CLUSTER), b"last")
+    assert {t for t, payload in admin.received if payload == user.encode()} == allowed
+
+
+@pytest.mark.parametrize("user", [u for u in USERS if u != HEALTH])
+def test_a_user_reads_what_it_may_and_nothing_else_whatever_it_subscribes_to(
+    ground: Ground, user: str
+) -> None:
+    admin, reader = ground.join(ADMIN), ground.join(user)
+    reader.subscribe("#")
+    admin.publish(EVERY_TOPIC)
+    admin.publish([topics.plan_topic(CLUSTER)], b"last")
+    reader.wait_for(topics.plan_topic(CLUSTER), b"last")
+    expected = {t for t in EVERY_TOPIC if may_read(user, parse_topic(t))}
+    assert {topic for topic, _ in reader.received} == expected
+
+
+def test_the_health_check_reads_the_uptime_and_nothing_else(ground: Ground) -> None:
+    admin, health = ground.join(ADMIN), ground.join(HEALTH)
+    health.subscribe("#", "$SYS/#")
+    admin.publish(EVERY_TOPIC)
+    health.received.clear()
+    health.wait_for(topics.BROKER_UPTIME)
+    assert {topic for topic, _ in health.received} == {topics.BROKER_UPTIME}
+
+
+def test_an_observer_sees_the_broker_s_own_figures_and_nobody_else_does(ground: Ground) -> None:
+    observer, device = ground.join(OBSERVER), ground.join("pi-1")
+    device.subscribe("$SYS/#")
+    observer.subscribe("$SYS/#", topics.metrics_filter())
+    observer.wait_for("$SYS/broker/clients/connected")
+    ground.join("pi-0").publish([topics.metrics_topic(CLUSTER, "pi-0")])
+    observer.wait_for(topics.metrics_topic(CLUSTER, "pi-0"))
+    assert device.received == []
+
+
+def test_a_wrong_password_an_unknown_user_and_no_user_are_refused(ground: Ground) -> None:
+    for user, password in (
+        ("pi-0", ground.passwords["pi-1"]),
+        ("pi-0", ""),
+        ("pi-0", None),
+        ("pi-9", ground.passwords["pi-0"]),
+        (None, None),
+    ):
+        peer = Peer(ground.port, user, password)
+        peer.close()
+        assert peer.refusal in (0x86, NOT_AUTHORISED), (user, peer.refusal)
+
+
+def test_nobody_can_take_the_client_id_of_another(ground: Ground) -> None:
+    owner = ground.join("pi-0")
+    owner.subscribe(topics.input_filter(CLUSTER, "pi-0"))
+    thief = ground.join("pi-1", client_id="pi-0")
+    thief.subscribe("#")
+    topic = topics.input_topic(CLUSTER, "pi-0", PLAN_ID, 0, "client-a")
+    assert ground.join("client-a").publish([topic]) == {topic: 0}
+    owner.wait_for(topic)
+    assert not owner.disconnected.is_set()
+    assert thief.received == []
+
+
+def test_two_clients_do_not_see_each_other_s_results(ground: Ground) -> None:
+    a, b = ground.join("client-a"), ground.join("client-b")
+    for reader in (a, b):
+        reader.subscribe("#")
+    device = ground.join("pi-0")
+    for client in CLIENTS:
+        sent = [topics.result_topic(CLUSTER, client, "pi-0")]
+        sent += [topics.nack_topic(CLUSTER, client, "pi-0")]
+        assert set(device.publish(sent).values()) == {0}
+    for name, reader in (("client-a", a), ("client-b", b)):
+        reader.wait_for(topics.nack_topic(CLUSTER, name, "pi-0"))
+        assert {parse_topic(topic).to for topic, _ in reader.received} == {name}
+
+
+def test_the_rights_suffice_to_hand_out_shards_publish_a_plan_and_feed_it(
+    rendered: Path,
+    ground: Ground,
+    start_stage: StartStage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Stages, planner and client as they are, each with its own user."""
+    make_tiny_plan(tmp_path, devices=())
+    for device in DEVICES:
+        address = BrokerAddress("127.0.0.1", ground.port, device, ground.passwords[device])
+        nothing, cache = tmp_path / f"{device}-shards", tmp_path / f"{device}-cache"
+        start_stage(device, nothing, cache_dir=cache, connect=connector(address))
+    observer = ground.join(OBSERVER)
+    observer.subscribe(topics.metrics_filter())
+
+    def run(user: str, folder: str, *arguments: str) -> int:
+        password = rendered / folder / "secrets" / "password"
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            [
+                *("shardline", *arguments, "--broker", f"127.0.0.1:{ground.port}"),
+                *("--cluster", CLUSTER, "--username", user, "--password-file", str(password)),
+            ],
+        )
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0)
+
+    assert run(PLANNER, "planner", "publish", str(tmp_path / "tiny")) == 0, capsys.readouterr()
+    assert run("client-a", "clients/client-a", "infer", "dummy:20") == 0, capsys.readouterr()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "0 lost" in told
+    eventually(
+        lambda: {parse_topic(topic).sender for topic, _ in observer.received} >= set(DEVICES),
+        "metrics of every device reach the observer",
+    )
+    observer.wait_for(topics.pipeline_metrics_topic(CLUSTER, "client-a"))

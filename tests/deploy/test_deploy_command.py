@@ -1,0 +1,217 @@
+"""`shardline deploy init` and `render`: files, tables, JSON, errors; never a password."""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from contract.errors import ExitCode
+from deploy.credentials import load_or_create
+from deploy.fleet_file import load_fleet
+from deploy.rendering import render_fleet
+from shardline.__main__ import main
+from tests.deploy.fleets import FLEET, write_fleet
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["shardline", "deploy", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        return Done(int(left.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def refused(done: Done, *words: str) -> None:
+    assert done.code == ExitCode.SETTINGS, done
+    assert "Traceback" not in done.err
+    assert [word for word in words if word not in done.err] == [], done.err
+
+
+DEVICES = ("--device", "pi-0=10.0.0.1", "--device", "pi-1=10.0.0.2")
+
+
+def test_init_then_render_makes_a_fleet(run: Run, tmp_path: Path) -> None:
+    done = run("init", *DEVICES, "--kind", "raspberry-pi-5", "--cluster", "barn")
+    assert done.code == 0, done
+    assert "shardline deploy render" in done.out
+    fleet = load_fleet(tmp_path / "fleet/fleet.yaml")
+    assert [(d.name, d.address, str(d.kind)) for d in fleet.devices] == [
+        ("pi-0", "10.0.0.1", "raspberry-pi-5"),
+        ("pi-1", "10.0.0.2", "raspberry-pi-5"),
+    ]
+    assert (fleet.cluster, fleet.broker.host) == ("barn", "pi-0")
+    done = run("render")
+    assert done.code == 0, done
+    for word in ("pi@10.0.0.2", "stage, broker", "clients/client", "ansible-playbook", "written"):
+        assert word in done.out
+    assert (tmp_path / "fleet/pi-1/docker-compose.yml").exists()
+    assert "0 files written" in run("render").out
+
+
+def test_init_by_number_asks_for_addresses(run: Run, tmp_path: Path) -> None:
+    done = run("init", "--devices", 3, "--fleet", "f.yaml")
+    assert done.code == 0, done
+    assert "change-me" in done.out
+    assert "--fleet f.yaml" in done.out
+    refused(run("render", "--fleet", "f.yaml"), "devices.0.address", "change-me", "line")
+    text = (tmp_path / "f.yaml").read_text()
+    (tmp_path / "f.yaml").write_text(text.replace("change-me", "10.0.0.7"))
+    assert run("render", "--fleet", "f.yaml", "--out", "o").code == 0
+    assert (tmp_path / "o/pi-2/.env").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "host", "address"), [("pi-1", "pi-1", None), ("hub=10.0.0.9", "hub", "10.0.0.9")]
+)
+def test_the_broker_s_host_can_be_named(
+    run: Run, tmp_path: Path, value: str, host: str, address: str | None
+) -> None:
+    assert run("init", *DEVICES, "--broker-host", value).code == 0
+    broker = load_fleet(tmp_path / "fleet/fleet.yaml").broker
+    assert (broker.host, broker.address) == (host, address)
+
+
+def test_init_does_not_overwrite(run: Run, tmp_path: Path) -> None:
+    run("init", *DEVICES)
+    (tmp_path / "fleet/fleet.yaml").write_text("mine")
+    refused(run("init", *DEVICES), "fleet/fleet.yaml", "left as it is", "--fleet")
+    assert (tmp_path / "fleet/fleet.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["init"], ["--devices N", "--device NAME=ADDRESS"]),
+        (["init", "--devices", "2", *DEVICES], ["either"]),
+        (["init", "--devices", "0"], ["--devices"]),
+        (["init", "--device", "pi-0"], ["pi-0=192.168.1.20"]),
+        (["init", *DEVICES, "--broker-host", "hub"], ["--broker-host", "NAME=ADDRESS"]),
+        (["init", *DEVICES, "--kind", "pi"], ["raspberry-pi-zero-2-w"]),
+        (["init", *DEVICES, "--device", "pi-0=10.0.0.3"], ["'pi-0' is taken"]),
+        (["init", "--device", "planner=10.0.0.3"], ["planner"]),
+        (["init", "--device", "pi 0=10.0.0.3"], ["letters, digits"]),
+        (["init", "--device", 'a"\nb=10.0.0.3'], ["letters, digits"]),
+        (["render"], ["fleet/fleet.yaml", "deploy init"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_what_cannot_be_done_is_told_and_nothing_is_written(
+    run: Run, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    refused(run(*arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_json_with_every_folder(run: Run, tmp_path: Path) -> None:
+    write_fleet(tmp_path)
+    document = json.loads(run("render", "--fleet", "fleet.yaml", "--json").out)
+    assert document["cluster"] == "home"
+    assert {row["folder"]: row["runs"] for row in document["folders"]} == {
+        "pi-0": ["stage", "broker"],
+        "pi-1": ["stage"],
+        "planner": ["planner"],
+        "clients/client-a": ["client"],
+        "clients/client-b": ["client"],
+        "observers/observer": ["mosquitto_sub"],
+    }
+    assert "pi-0/.env" in document["written"]
+    for row in document["folders"]:
+        assert (tmp_path / row["folder"]).is_dir()
+
+
+def test_a_password_is_never_shown(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    write_fleet(tmp_path)
+    shown = ""
+    for arguments in (["--json"], [], ["--force"], ["--json", "--force"]):
+        done = run("render", "--fleet", "fleet.yaml", *arguments)
+        shown += done.out + done.err
+    (tmp_path / "pi-0/broker/health").write_text("changed")
+    (tmp_path / "pi-0/broker/passwords").write_text("changed")
+    refusal = run("render", "--fleet", "fleet.yaml")
+    assert refusal.code == ExitCode.SETTINGS
+    shown += refusal.out + refusal.err + caplog.text
+    fleet = load_fleet(tmp_path / "fleet.yaml")
+    passwords = load_or_create(tmp_path / "credentials", fleet.users)
+    assert len(passwords) == 7
+    assert [user for user, password in passwords.items() if password in shown] == []
+    hashes = [line.partition("$")[2] for line in (tmp_path / "pi-0/broker/acl").read_text().split()]
+    assert hashes
+    assert "$7$" not in shown
+
+
+def test_a_password_is_in_no_repr_of_what_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("deploy.rendering.render", lambda inputs: seen.append(inputs) or {})
+    outcome = render_fleet(write_fleet(tmp_path), None, (1, 1))
+    (inputs,) = seen
+    for password in inputs.passwords.values():
+        assert password not in repr(inputs) + repr(outcome)
+
+
+def commands() -> dict[str, Any]:
+    from shardline.app import app
+
+    group: Any = typer.main.get_command(app)
+    return dict(group.commands["deploy"].commands)
+
+
+TWO_MEANINGS = {
+    ("init", "--device"): "FLEET_DEVICES",
+    ("init", "--devices"): "FLEET_SIZE",
+    ("render", "--out"): "FLEET_OUT",
+}
+"""Where a flag or its variable means another thing in other commands."""
+
+
+@pytest.mark.parametrize("name", ["init", "render", "check"])
+def test_every_option_has_a_help_text_a_variable_and_a_row_in_the_settings(name: str) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    for option in commands()[name].params:
+        flag = next(text for text in option.opts if text.startswith("--"))
+        if flag == "--help":
+            continue
+        expected = TWO_MEANINGS.get((name, flag), flag.removeprefix("--").replace("-", "_").upper())
+        assert option.help
+        assert option.envvar == f"SHARDLINE_{expected}"
+        row = rf"\| `{flag}`[^|]*\| `{option.envvar}` \|[^|]*\|[^|]*\bdeploy {name}\b"
+        assert re.search(row, text), f"{flag} of deploy {name} has no row"
+
+
+def test_help_is_given(run: Run) -> None:
+    assert {"init", "render", "check"} == set(commands())
+    for name in ("init", "render", "check"):
+        assert "--fleet" in run(name, "--help").out
+
+
+def test_a_fleet_of_the_tests_is_one(tmp_path: Path) -> None:
+    assert load_fleet(write_fleet(tmp_path, FLEET)).cluster == "home"
