@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,17 +168,36 @@ class ContainerFleet:
         )
         return json.loads(done.stdout)
 
-    def observe(self, topic: str, count: int, timeout_s: int = 60) -> list[dict[str, Any]]:
-        """Messages as `mosquitto_sub` prints them, with the observer's own credential."""
+    def _observer(self, topic: str, *arguments: str) -> list[str]:
+        """`mosquitto_sub` in a container of its own, with the observer's credential."""
         user = self.folder / "observers" / "observer"
-        done = run(
+        return [
             *("docker", "run", "--rm", "--network", self.id, "--user", f"{UID}:{UID}"),
             *("-v", f"{user}:/observer:ro", "-e", "XDG_CONFIG_HOME=/observer"),
             *("--entrypoint", "mosquitto_sub", self.env["SHARDLINE_BROKER_IMAGE"]),
-            *("-t", topic, "-C", str(count), "-W", str(timeout_s)),
-            timeout_s=timeout_s + 30,
-        )
-        return [json.loads(line) for line in done.stdout.splitlines()]
+            *("-t", topic, *arguments),
+        ]
+
+    def observe(self, topic: str, count: int, timeout_s: int = 60) -> list[dict[str, Any]]:
+        """The next messages on a topic."""
+        command = self._observer(topic, "-C", str(count), "-W", str(timeout_s))
+        text = run(*command, timeout_s=timeout_s + 30).stdout
+        found, at, decoder = [], 0, json.JSONDecoder()
+        while at < len(text):  # the plan is JSON of many lines
+            document, end = decoder.raw_decode(text, at)
+            found.append(document)
+            at = end + 1
+        return found
+
+    @contextmanager
+    def watching(self, topic: str) -> Iterator[Iterator[dict[str, Any]]]:
+        """The messages on a topic as they come, one line each."""
+        with subprocess.Popen(self._observer(topic), stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                yield (json.loads(line) for line in process.stdout)
+            finally:
+                process.terminate()
 
     def logs(self, machine: str, service: str = "stage") -> str:
         done = run("docker", "logs", self.container(machine, service), check=False)

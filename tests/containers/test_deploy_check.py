@@ -54,7 +54,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerFleet]:
     }
     devices = ("fine", *faults, "memory", "wrong-kind", "stopped", "killed", "absent")
     inventory = {
-        "memory": {"memory": "128m"},
+        "memory": {"memory": "100m"},
         "wrong-kind": {"kind": "raspberry-pi-4"},
     }
     with ContainerFleet(
