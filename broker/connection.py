@@ -61,6 +61,7 @@ class PahoConnection:
         self._connected = False
         self._filters: list[str] = []
         self._pending: dict[int, Future[PublishOutcome]] = {}
+        self._unsent: set[int] = set()  # QoS 0: gone with the connection, and paho says nothing
         self._early: dict[int, ReasonCode] = {}
         self._publishing = 0
         self._max_packet_bytes: int | None = None
@@ -190,6 +191,8 @@ class PahoConnection:
             )
             if early is None and kept:
                 self._pending[info.mid] = future
+                if qos == 0:
+                    self._unsent.add(info.mid)
                 return future
         if early is not None:
             self._settle(future, early, topic)
@@ -253,6 +256,10 @@ class PahoConnection:
     ) -> None:
         with self._lock:
             was_connected, self._connected = self._connected, False
+            lost = [self._pending.pop(mid) for mid in self._unsent if mid in self._pending]
+            self._unsent.clear()
+        for future in lost:
+            future.set_exception(BrokerUnreachableError(f"{self._address}: the connection is lost"))
         if was_connected:  # paho calls twice for one loss
             self._spread_reconnects(client)
             if reason.value == _SESSION_TAKEN_OVER:
@@ -280,6 +287,7 @@ class PahoConnection:
     ) -> None:
         with self._lock:
             future = self._pending.pop(mid, None)
+            self._unsent.discard(mid)
             if future is None:
                 if self._publishing:
                     self._early[mid] = reason

@@ -144,6 +144,11 @@ class SplitConnection:
         return on_connected
 
     @property
+    def main(self) -> Connection:
+        """The main broker alone: plan, statuses, commands and shards do not need the others."""
+        return self._main
+
+    @property
     def is_connected(self) -> bool:
         """Whether every broker is reachable now."""
         return self._main.is_connected and not self._away()

@@ -31,6 +31,7 @@ class HandOut:
             for replica in spot.replicas
         }
         self._heard_s = dict.fromkeys(self._fetches, now_s)
+        self._moved_s = dict.fromkeys(self._fetches, now_s)
         self._asked_s: dict[str, float] = {}
         self._progress: dict[str, FetchProgress] = {}
 
@@ -49,8 +50,11 @@ class HandOut:
         """A device tells how far it is; answers to anything else are left alone."""
         fetch = self._fetches.get(device or "")
         if device is not None and fetch is not None and fetch.request_id == progress.request_id:
+            before = self._progress.get(device)
             self._progress[device] = progress
             self._heard_s[device] = now_s
+            if before is None or progress.done_bytes > before.done_bytes:
+                self._moved_s[device] = now_s
 
     def unfinished(self) -> list[str]:
         """The devices that do not have their shard yet."""
@@ -68,8 +72,8 @@ class HandOut:
         return None
 
     def silent(self, now_s: float, patience_s: float) -> list[str]:
-        """The unfinished devices that were not heard of for so long."""
-        return [d for d in self.unfinished() if now_s - self._heard_s[d] > patience_s]
+        """The unfinished devices that got nowhere for so long, whether they say so or nothing."""
+        return [d for d in self.unfinished() if now_s - self._moved_s[d] > patience_s]
 
     def share(self, device: str) -> float:
         """How much of its shard a device has, 0.0 to 1.0."""

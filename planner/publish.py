@@ -18,7 +18,7 @@ from contract.plan import Plan, Replica, place
 from contract.status import DeviceState, parse_status
 from planner.handout import HandOut
 from planner.progress import Progress
-from shards.handout import ShardSource, shard_source
+from shards.source import ShardSource, shard_source
 
 RETAINED_WITHIN_S = 0.3
 """Time for the broker to hand over what it has retained: nothing tells that it was the last."""
@@ -115,7 +115,7 @@ class Publisher:
                 if silent:
                     states = ", ".join(f"{d} is {self._fleet.describe(d)}" for d in silent)
                     raise DeliveryError(
-                        f"no answer for {patience_s:g} s: {states}; start `shardline stage` on "
+                        f"no progress for {patience_s:g} s: {states}; start `shardline stage` on "
                         "these devices and look at their logs (nothing was published: the plan "
                         "before goes on)"
                     )
@@ -185,7 +185,7 @@ class Publisher:
                 answer = parse_command(delivery.payload)
                 if isinstance(answer, FetchProgress):
                     self._handing_out.take(topic.sender, answer, time.monotonic())
-            elif topic.kind == "blob" and topic.sender is not None:
+            elif topic.kind == "blob" and topic.sender and self._handing_out is not None:
                 request = parse_blob(delivery.payload)
                 if isinstance(request, BlobRequest):
                     self._serve(request, topic.sender)

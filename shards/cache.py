@@ -11,7 +11,8 @@ hashes that were checked to be hashes: nothing that a message says becomes a pat
 import logging
 import os
 import shutil
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from contract.errors import ShardError, ShardMissingError
@@ -30,6 +31,7 @@ class ShardCache:
 
     def __init__(self, root: Path, limit_bytes: int) -> None:
         """``limit_bytes``: how much the finished files may take together."""
+        self._lock = threading.RLock()  # one thread fetches and evicts, another loads
         self.root, self._limit_bytes = root, limit_bytes
         self._blobs, self._partial, self._stages = (
             root / "blobs",
@@ -55,13 +57,16 @@ class ShardCache:
 
     def keep(self, file: ShardFile) -> None:
         """The partial file is whole and verified: move it among the blobs."""
-        self._make(self._blobs)
-        self.partial(file).replace(self._blob(file))
+        with self._lock:
+            self._make(self._blobs)
+            self.partial(file).replace(self._blob(file))
 
     def forget(self, file: ShardFile) -> None:
         """Drop a file that turned out to be damaged, so that it is fetched anew."""
-        self._blob(file).unlink(missing_ok=True)
-        self.partial(file).unlink(missing_ok=True)
+        with self._lock:
+            self._drop_stages_of(self._blob(file))
+            self._blob(file).unlink(missing_ok=True)
+            self.partial(file).unlink(missing_ok=True)
 
     def find_shard(self, plan: Plan, stage_index: int) -> Path:
         """The stage's folder, made of hard links to the blobs.
@@ -70,6 +75,10 @@ class ShardCache:
             ShardMissingError: a file is not in the cache.
             ShardError: the folder cannot be written.
         """
+        with self._lock:
+            return self._find_shard(plan, stage_index)
+
+    def _find_shard(self, plan: Plan, stage_index: int) -> Path:
         stage = plan.stages[stage_index]
         for file in (stage.graph, stage.weights):
             if not self.has(file):
@@ -97,30 +106,34 @@ class ShardCache:
             os.utime(self._blob(file))  # used now: the last to be thrown out
         return folder
 
-    def make_room(self, files: Collection[ShardFile], in_use: Collection[str] = ()) -> None:
+    def make_room(
+        self, files: Collection[ShardFile], in_use: Callable[[], Collection[str]] = tuple
+    ) -> None:
         """Throw out what was not used for longest until ``files`` fit, within limit and disk.
 
         Args:
             files: what is about to be fetched; what is here already needs no room.
-            in_use: sha256 of files that must stay.
+            in_use: tells the sha256 of files that must stay.
 
         Raises:
             ShardError: they do not fit even so; says what is needed and what there is.
         """
+        with self._lock:
+            self._make_room(files, in_use())
+
+    def _make_room(self, files: Collection[ShardFile], in_use: Collection[str]) -> None:
         self._make(self._blobs)
-        self._drop_partials(keep={file.sha256 for file in files})
         needed = sum(self._missing_bytes(file) for file in files)
+        if self._fits(needed):
+            return
         staying = {file.sha256 for file in files} | set(in_use)
+        self._drop_partials(keep=staying)
         blobs = sorted(
             (b for b in self._blobs.iterdir() if b.name not in staying),
             key=lambda blob: blob.stat().st_mtime,
         )
-        while not self._fits(needed) and blobs:
-            oldest = blobs.pop(0)
-            log.info("cache: dropping %s", oldest.name)
-            self._drop_stages_of(oldest)
-            oldest.unlink()
-        if not self._fits(needed):
+        # What can never fit must not cost what is here.
+        if not self._fits(needed, freed=sum(blob.stat().st_size for blob in blobs)):
             free = shutil.disk_usage(self.root).free
             raise ShardError(
                 f"{self.root}: needs {needed / 1e6:,.1f} MB for a shard, has "
@@ -128,11 +141,18 @@ class ShardCache:
                 f"MB that stay) and a limit of {self._limit_bytes / 1e6:,.0f} MB; make room on "
                 "this device, raise --cache-limit, or plan more stages"
             )
+        while not self._fits(needed) and blobs:
+            oldest = blobs.pop(0)
+            log.info("cache: dropping %s", oldest.name)
+            self._drop_stages_of(oldest)
+            oldest.unlink()
 
-    def _fits(self, needed: int) -> bool:
+    def _fits(self, needed: int, freed: int = 0) -> bool:
         used = sum(blob.stat().st_size for blob in self._blobs.iterdir())
         free = shutil.disk_usage(self.root).free
-        return needed == 0 or (used + needed <= self._limit_bytes and needed + SPARE_BYTES <= free)
+        return needed == 0 or (
+            used - freed + needed <= self._limit_bytes and needed + SPARE_BYTES <= free + freed
+        )
 
     def _missing_bytes(self, file: ShardFile) -> int:
         if self.has(file):
@@ -148,7 +168,7 @@ class ShardCache:
 
     def _drop_stages_of(self, blob: Path) -> None:
         """A hard link keeps the bytes on the disk: the folders that use the blob must go too."""
-        for folder in self._stages.glob("*/*"):
+        for folder in self._stages.glob("*/stage-*"):
             try:
                 manifest = load_manifest(folder)
             except ShardError:

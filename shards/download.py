@@ -57,6 +57,7 @@ class Download:
         self._patience_s = FIRST_PATIENCE_S
         self._slowest_s = 0.0
         self._last_news_s: float | None = None
+        self._first_asked = (-1, 0.0)  # offset and time of what was asked for before a silence
         self.written_bytes = 0
 
     def __enter__(self) -> "Download":
@@ -100,6 +101,9 @@ class Download:
             self._patience_s = min(2 * self._patience_s, LONGEST_PATIENCE_S)
             self._last_news_s = now_s
             self._window = 1
+            # Its answer may only be slow: how slow, is counted from the first time (Karn and
+            # Partridge 1987), or the patience would never learn it.
+            self._first_asked = (self._asked[0].offset, self._asked[0].at_s)
             self._asked.clear()
         fresh = []
         while len(self._asked) < self._window:
@@ -108,7 +112,8 @@ class Download:
             length = min(self._chunk_bytes, self._expected.size_bytes - offset)
             if length <= 0:
                 break
-            self._asked.append(_Asked(offset, length, now_s))
+            since_s = self._first_asked[1] if offset == self._first_asked[0] else now_s
+            self._asked.append(_Asked(offset, length, since_s))
             fresh.append(self._request(self._asked[-1]))
         return fresh
 

@@ -77,10 +77,10 @@ def find_shard(shards_dir: Path, plan: Plan, stage_index: int) -> Path:
     raise ShardMissingError(plan_folder / folder / MANIFEST_FILE)
 
 
-def holds_shard(
+def find_copy(
     shards_dir: Path, plan_id: str, stage_index: int, files: Collection[ShardFile]
-) -> bool:
-    """Whether a folder under ``shards_dir`` has this stage with files of these sizes.
+) -> Path | None:
+    """A folder under ``shards_dir`` that has this stage with files of these sizes, if one has.
 
     Judged by the manifest; :func:`read_shard` hashes the files before they are used.
     """
@@ -96,8 +96,8 @@ def holds_shard(
             and set(files) == {manifest.graph, manifest.weights}
             and sizes == {file.size_bytes for file in files}
         ):
-            return True
-    return False
+            return folder
+    return None
 
 
 def read_shard(folder: Path, plan: Plan, stage_index: int) -> Shard:

@@ -165,7 +165,7 @@ class StageAgent:
             metrics.join(timeout=2 * METRICS_INTERVAL_S)
 
     def _serve_the_planner(self) -> None:
-        settings, connection = self._settings, self._connection
+        settings, connection = self._settings, self._connection.main
         self._fetcher = Fetcher(
             settings.cluster,
             settings.device,
@@ -322,7 +322,7 @@ class StageAgent:
         last_connected_s = time.monotonic()
         while not self._stopping.wait(METRICS_INTERVAL_S):
             status = self._announcer.status
-            connected, now_s = self._connection.is_connected, time.monotonic()
+            connected, now_s = self._connection.main.is_connected, time.monotonic()
             last_connected_s = now_s if connected else last_connected_s
             if self._settings.heartbeat is not None:
                 self._beat(self._settings.heartbeat, now_s - last_connected_s, connected)

@@ -9,11 +9,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 
 from broker.transport import Connection, Delivery, PublishOutcome
 from contract import topics
-from contract.blob import BlobChunk, BlobRefusal, BlobRequest, parse_blob
+from contract.blob import (
+    HEADER_BYTES,
+    MAX_CHUNK_BYTES,
+    BlobChunk,
+    BlobRefusal,
+    BlobRequest,
+    parse_blob,
+)
 from contract.command import Fetch, FetchProgress
 from contract.errors import ShardError, ShardHashMismatchError, ShardlineError, WireFormatError
 from contract.plan import ShardFile
@@ -25,6 +33,8 @@ MAX_WAITING_CHUNKS = 32
 PROGRESS_INTERVAL_S = 0.5
 GIVE_UP_S = 90.0
 """Without a byte for so long, while the broker is there: nobody hands this shard out any more."""
+FORGET_S = 600.0
+"""Without a broker for so long, whoever asked has given up."""
 TRIES = 2
 """A file whose bytes are wrong at its end is fetched once more: it may have been damaged here."""
 _POLL_S = 0.1
@@ -58,6 +68,7 @@ class Fetcher:
         self._in_use: frozenset[str] = frozenset()
         self._stopping = threading.Event()
         self._current = self._gone = ""  # request ids: in work, and whose asker is gone
+        self._newest_asker = ""
         self._thread = threading.Thread(target=self._serve, name="fetcher", daemon=True)
 
     def start(self) -> None:
@@ -73,6 +84,7 @@ class Fetcher:
     def request(self, fetch: Fetch, asker: str) -> None:
         """Fetch these files from ``asker``, soon. Never waits. Asked again meanwhile: no matter."""
         if fetch.request_id != self._current:
+            self._newest_asker = asker
             self._jobs.put((fetch, asker))
 
     def use(self, files: frozenset[str]) -> None:
@@ -82,6 +94,8 @@ class Fetcher:
     def on_blob(self, delivery: Delivery) -> None:
         """Called on the network thread with every blob message for this device."""
         delivery.ack()  # kept nowhere: what is lost is asked for again
+        if not self._current or len(delivery.payload) > HEADER_BYTES + MAX_CHUNK_BYTES:
+            return  # nobody asked for it
         try:
             self._chunks.put_nowait(delivery)
         except queue.Full:
@@ -98,6 +112,9 @@ class Fetcher:
                 self._fetch(fetch, asker)
             except _AbandonedError as error:
                 log.info("fetch of plan %s: %s", fetch.plan_id, error)
+                if self._newest_asker not in ("", asker):  # else both would ask for ever
+                    taken = f"{self._device} now fetches for {self._newest_asker}; publish later"
+                    self._answer(fetch, asker, 0, error=taken)
             except ShardlineError as error:
                 self._report(EventKind.SHARD_FAILED, str(error))
                 self._answer(fetch, asker, 0, error=str(error)[:2000])
@@ -109,10 +126,10 @@ class Fetcher:
                 self._current = ""
 
     def _fetch(self, fetch: Fetch, asker: str) -> None:
+        self._forget_waiting_chunks()
         total = sum(file.size_bytes for file in fetch.files)
         if not self._holds(fetch):
-            self._cache.make_room(fetch.files, self._in_use)
-            self._answer(fetch, asker, 0)
+            self._cache.make_room(fetch.files, lambda: self._in_use)
             done = 0
             for file in fetch.files:
                 if not self._cache.has(file):
@@ -122,9 +139,11 @@ class Fetcher:
 
     def _get(self, fetch: Fetch, asker: str, file: ShardFile, done: int) -> None:
         for attempt in range(TRIES):
+            self._answer(fetch, asker, done)  # before its beginning is hashed, which takes a while
             try:
                 with Download(file, self._cache.partial(file)) as download:
                     self._receive(fetch, asker, file, download, done)
+                    self._answer(fetch, asker, done + download.written_bytes)  # and a full disk
                     download.verify()
                 self._cache.keep(file)
                 return
@@ -136,21 +155,25 @@ class Fetcher:
     def _receive(
         self, fetch: Fetch, asker: str, file: ShardFile, download: Download, done: int
     ) -> None:
-        last_progress_s = last_bytes_s = time.monotonic()
+        last_progress_s = last_bytes_s = last_connected_s = time.monotonic()
         while not download.is_whole:
             now_s = time.monotonic()
             self._check_wanted(fetch, now_s - last_bytes_s, asker)
-            if self._connection.is_connected:
+            connected = self._connection.is_connected
+            if connected:
+                last_connected_s = now_s
                 self._send(asker, download.due(now_s))
-            else:
+            elif now_s - last_connected_s < FORGET_S:
                 last_bytes_s = now_s  # time without a broker is nobody's fault
+            else:
+                raise _AbandonedError("the broker is away; the planner will ask again")
             before = download.written_bytes
             chunk = self._next_chunk(asker, file)
             if chunk is not None:
                 self._send(asker, download.accept(chunk, time.monotonic()))
             if download.written_bytes > before:
                 last_bytes_s = time.monotonic()
-            if now_s - last_progress_s > PROGRESS_INTERVAL_S:
+            if connected and now_s - last_progress_s > PROGRESS_INTERVAL_S:
                 last_progress_s = now_s
                 self._answer(fetch, asker, done + download.written_bytes)
 
@@ -164,6 +187,12 @@ class Fetcher:
                 f"no bytes from {asker} for {GIVE_UP_S:.0f} s; run `shardline publish` again: it "
                 "goes on where it was"
             )
+
+    def _forget_waiting_chunks(self) -> None:
+        """Answers to an earlier fetch, its refusals among them, say nothing about this one."""
+        with suppress(queue.Empty):
+            while True:
+                self._chunks.get_nowait()
 
     def _next_chunk(self, asker: str, file: ShardFile) -> BlobChunk | None:
         """The next message of ``asker`` for this file, if one comes soon.

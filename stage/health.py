@@ -14,7 +14,7 @@ from typing import Any
 
 HEARTBEAT_VARIABLE = "SHARDLINE_HEARTBEAT"
 STALE_S = 15.0
-"""A heartbeat this old means that the agent's threads hang or are starved."""
+"""A heartbeat this old means that the process hangs, is starved, or has ended."""
 NO_BROKER_S = 60.0
 """A broker that restarts is away for less."""
 
@@ -40,7 +40,7 @@ def complaint(heartbeat: Any, now_s: float) -> str | None:
         shard = str(heartbeat["shard"])
     except (KeyError, TypeError, ValueError):
         return "the heartbeat file is not the agent's"
-    if age_s > STALE_S:
+    if not 0 <= age_s <= STALE_S:  # below 0: of before the machine was started again
         return f"the agent's last heartbeat is {age_s:.0f} s old: it hangs or has ended"
     if not connected and away_s > NO_BROKER_S:
         return f"no broker for {away_s:.0f} s: see SHARDLINE_BROKER and the broker's log"

@@ -16,7 +16,7 @@ from contract.errors import (
 from contract.plan import Plan, StageSpec
 from contract.tensor_spec import BATCH
 from shards.cache import ShardCache
-from shards.reader import find_shard, holds_shard, read_shard
+from shards.reader import find_copy, find_shard, read_shard
 from stage.engine import Engine, load_engine
 from stage.memory import release_free_memory
 
@@ -31,10 +31,12 @@ class ShardLoader:
     ) -> None:
         self._shards_dir, self._cache = shards_dir, cache
         self._engine, self._threads, self._prepack = engine, threads, prepack
+        self._damaged: set[Path] = set()  # copies whose hashes were wrong
 
     def holds(self, fetch: Fetch) -> bool:
         """Whether the copied folder has this shard already, so that nothing need be fetched."""
-        return holds_shard(self._shards_dir, fetch.plan_id, fetch.stage_index, fetch.files)
+        copy = find_copy(self._shards_dir, fetch.plan_id, fetch.stage_index, fetch.files)
+        return copy is not None and copy not in self._damaged
 
     def load(self, plan: Plan, spec: StageSpec) -> Engine:
         """An engine that has run one batch of zeros: its first real batch is as fast as any.
@@ -50,6 +52,7 @@ class ShardLoader:
             shard = read_shard(folder, plan, spec.stage_index)
         except ShardHashMismatchError as error:
             if not folder.is_relative_to(self._cache.root):
+                self._damaged.add(folder)  # so that the next `publish` hands it out
                 raise
             for file in (spec.graph, spec.weights):
                 self._cache.forget(file)
@@ -70,12 +73,16 @@ class ShardLoader:
         return engine
 
     def _find(self, plan: Plan, spec: StageSpec) -> Path:
+        files = (spec.graph, spec.weights)
+        copy = find_copy(self._shards_dir, plan.plan_id, spec.stage_index, files)
+        if copy is not None and copy not in self._damaged:
+            return copy
         try:
-            return find_shard(self._shards_dir, plan, spec.stage_index)
-        except (ShardMissingError, PlanMismatchError) as nearby:
+            return self._cache.find_shard(plan, spec.stage_index)
+        except ShardMissingError:
             try:
-                return self._cache.find_shard(plan, spec.stage_index)
-            except ShardMissingError:
+                return find_shard(self._shards_dir, plan, spec.stage_index)  # says what is wrong
+            except (ShardMissingError, PlanMismatchError) as nearby:
                 raise ShardAbsentError(
                     f"stage {spec.stage_index} of plan {plan.plan_id} is not in the cache "
                     f"{self._cache.root}: run `shardline publish`, which hands it out; nor is it "

@@ -19,11 +19,10 @@ from stage.metrics import temperature_celsius
 
 NO_LIMIT_BYTES = 1 << 60
 """cgroup v1 says "no limit" with a number near 2^63."""
-_THROTTLED = (
-    "sys/devices/platform/soc/soc:firmware/get_throttled",
-    "sys/devices/platform/soc/soc@107c000000:firmware/get_throttled",
-)
-_MAX_TEXT = 8192
+_THROTTLED = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
+_VOLTAGE = "sys/class/hwmon/hwmon*"
+_MAX_TEXT = 64 * 1024
+_MAX_COMMAND_LINE = 8192
 
 
 def examine(
@@ -43,10 +42,11 @@ def examine(
         unix_time_s=time.time(),
         shardline_version=shardline_version,
         machine=platform.machine(),
-        processor=_processor(root),
-        board=_text(root / "sys/firmware/devicetree/base/model"),
+        processor=_processor(root, "model name", "vendor_id", "CPU implementer"),
+        # Docker hides /sys/firmware; on a Pi the last line of cpuinfo says the same.
+        board=_text(root / "sys/firmware/devicetree/base/model") or _processor(root, "Model"),
         kernel=platform.release(),
-        kernel_command_line=_text(root / "proc/cmdline") or "",
+        kernel_command_line=(_text(root / "proc/cmdline") or "")[:_MAX_COMMAND_LINE],
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
         engine=engine,
         engine_version=engine_version,
@@ -66,11 +66,17 @@ def examine(
 
 def memory_limit(root: Path = Path("/")) -> tuple[int | None, int | None]:
     """The container's memory limit and what it uses now, bytes; None where there is none."""
-    cgroup = root / "sys/fs/cgroup"
+    cgroup, kept = root / "sys/fs/cgroup", ("inactive_file", "active_file")
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
     if used is None:
-        limit = _number(cgroup / "memory/memory.limit_in_bytes")
-        used = _number(cgroup / "memory/memory.usage_in_bytes")
+        cgroup, kept = cgroup / "memory", ("total_inactive_file", "total_active_file")
+        limit = _number(cgroup / "memory.limit_in_bytes")
+        used = _number(cgroup / "memory.usage_in_bytes")
+    if used is not None:
+        words = [line.split() for line in (_text(cgroup / "memory.stat") or "").splitlines()]
+        stat = {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
+        # Pages of files that were read or written: the kernel gives them back when asked.
+        used = max(0, used - sum(stat.get(name, 0) for name in kept))
     return (limit if limit is not None and limit < NO_LIMIT_BYTES else None), used
 
 
@@ -84,23 +90,22 @@ def has_memory_controller(root: Path = Path("/")) -> bool:
 
 def throttled(root: Path = Path("/")) -> int | None:
     """The firmware's word on voltage and throttling, see :class:`contract.command.Examination`."""
-    for name in _THROTTLED:
-        text = _text(root / name)
-        if text is not None:
-            try:
-                return int(text, 16)
-            except ValueError:
-                return None
+    for path in sorted(root.glob(_THROTTLED)):
+        try:
+            return int(_text(path) or "", 16)
+        except ValueError:
+            continue
+    for sensor in sorted(root.glob(_VOLTAGE)):  # what newer kernels have instead: bit 0 alone
+        if _text(sensor / "name") == "rpi_volt":
+            return _number(sensor / "in0_lcrit_alarm")
     return None
 
 
-def _processor(root: Path) -> str | None:
-    """The processor's name as the kernel knows it: under emulation, the emulating machine's."""
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
-        key, separator, value = line.partition(":")
-        if separator and key.strip() in ("model name", "Model", "vendor_id", "CPU implementer"):
-            return f"{key.strip()}: {value.strip()}"[:200]
-    return None
+def _processor(root: Path, *keys: str) -> str | None:
+    """The first of these entries in cpuinfo: under emulation, the emulating machine's."""
+    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+    entries = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in lines)}
+    return next((entries[key][:200] for key in keys if entries.get(key)), None)
 
 
 def _disk(folder: Path) -> tuple[int | None, int | None]:

@@ -244,6 +244,8 @@ def check(
 
 def _print_findings(findings: "list[Finding]") -> None:
     """The table, and below it what to do about each thing that is not well."""
+    from rich.markup import escape
+
     from deploy.check import Verdict
     from shardline.console import out
     from shardline.plan_table import new_table
@@ -254,7 +256,7 @@ def _print_findings(findings: "list[Finding]") -> None:
         table.add_column(column, overflow="fold")
     for finding in findings:
         mark = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
-        table.add_row(finding.device, finding.what, mark, finding.detail)
+        table.add_row(finding.device, finding.what, mark, escape(finding.detail))
     out.print(table)
     for finding in findings:
         if finding.remedy:

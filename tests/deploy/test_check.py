@@ -170,6 +170,45 @@ def test_the_limit_is_read_from_either_kind_of_cgroup(tmp_path: Path) -> None:
     assert not has_memory_controller(tmp_path / "two")
 
 
+def test_pages_that_the_kernel_gives_back_are_not_used_memory(tmp_path: Path) -> None:
+    for version, folder, prefix in ((1, "memory/", "total_"), (2, "", "")):
+        cgroup = f"v{version}/sys/fs/cgroup/{folder}"
+        put(
+            tmp_path, cgroup + "memory.stat", f"{prefix}inactive_file 300\n{prefix}active_file 50\n"
+        )
+        names = ("limit_in_bytes", "usage_in_bytes") if version == 1 else ("max", "current")
+        for name, value in zip(names, (1000, 400), strict=True):
+            put(tmp_path, f"{cgroup}memory.{name}", f"{value}\n")
+        assert memory_limit(tmp_path / f"v{version}") == (1000, 50)
+
+
+PI_4_CPUINFO = """processor\t: 0
+CPU implementer\t: 0x41
+
+Hardware\t: BCM2835
+Model\t\t: Raspberry Pi 4 Model B Rev 1.5
+"""
+
+
+def test_a_pi_says_which_board_it_is_even_where_docker_hides_the_firmware(tmp_path: Path) -> None:
+    put(tmp_path, "proc/cpuinfo", PI_4_CPUINFO)
+    found = examine("0" * 16, tmp_path, "onnxruntime", "1", SHARDLINE_VERSION, tmp_path)
+    assert found.board == "Raspberry Pi 4 Model B Rev 1.5"
+    assert found.processor == "0x41"
+
+
+def test_a_pi_5s_firmware_and_a_voltage_sensor_are_read_too(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "five/sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled",
+        "1\n",
+    )
+    assert throttled(tmp_path / "five") == 1
+    put(tmp_path, "new/sys/class/hwmon/hwmon1/name", "rpi_volt\n")
+    put(tmp_path, "new/sys/class/hwmon/hwmon1/in0_lcrit_alarm", "1\n")
+    assert throttled(tmp_path / "new") == 1
+
+
 @pytest.mark.parametrize(
     ("text", "word"), [("0\n", 0), ("50005\n", 0x50005), ("", None), ("?", None)]
 )

@@ -1,5 +1,6 @@
 """Shards reach the devices over the broker: whole, resumed, verified, beside running batches."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from broker.transport import Callbacks, Connect, Connection, ConnectionSettings,
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
 from contract import topics
-from contract.blob import BlobChunk, BlobRequest, encode_chunk, parse_blob
+from contract.blob import BlobChunk, BlobRefusal, BlobRequest, encode_chunk, parse_blob
 from contract.command import Fetch
 from contract.errors import DeliveryError, ShardError, ShardMissingError
 from contract.plan import Plan
@@ -417,4 +418,77 @@ def test_a_request_that_nobody_waits_for_any_more_is_given_up(fleet: Fleet) -> N
     for device in ("pi-0", "pi-2"):
         fleet.start(device)
     fleet.publish()  # pi-1 is free for a planner that does wait
+    fleet.runs()
+
+
+def test_a_planner_that_failed_once_does_not_spoil_the_next_publish(fleet: Fleet) -> None:
+    """Refusals to an earlier fetch still wait at the device when the next one begins."""
+    for device in DEVICES:
+        fleet.start(device)
+    refusal = BlobRefusal(sha256=fleet.plan.stages[1].weights.sha256, detail="stale file handle")
+
+    def refuse(topic: str, payload: bytes) -> bytes:
+        if topics.parse_topic(topic).kind == "blob" and payload[13:45].hex() == refusal.sha256:
+            return refusal.model_dump_json().encode()
+        return payload
+
+    fleet.wire.alter = refuse
+    with pytest.raises(ShardError, match=r"pi-1: .*stale file handle"):
+        fleet.publish()
+    fleet.wire.alter = lambda _topic, payload: payload
+    fleet.publish()
+    fleet.runs()
+
+
+def test_of_two_planners_one_gets_its_way_and_the_other_is_told(fleet: Fleet) -> None:
+    for device in DEVICES:
+        fleet.start(device)
+    started, errors = threading.Event(), list[Exception]()
+
+    def slowly(_topic: str, payload: bytes) -> bytes:
+        if payload[:1] != b"{":
+            started.set()
+            time.sleep(0.05)
+        return payload
+
+    fleet.wire.alter = slowly
+
+    def first() -> None:
+        try:
+            fleet.hand_out()
+        except ShardError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert started.wait(10)
+    with Publisher(fleet.connect, fleet.cluster, f"second-{fleet.cluster}") as second:
+        second.hand_out(fleet.plan, fleet.built, 20, lambda _what, _share: None)
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+    assert ["now fetches for second-" in str(error) for error in errors] == [True]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty manifest", "wrong bytes"])
+def test_a_bad_copy_of_the_folder_does_not_keep_a_device_from_its_shard(
+    fleet: Fleet, damage: str
+) -> None:
+    copied = fleet.folder / "copied"
+    shutil.copytree(fleet.built / "stage-1", copied / "stage-1")
+    weights = copied / "stage-1" / "weights.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(b"1")
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "empty manifest":
+        (copied / "stage-1" / "manifest.json").write_bytes(b"")
+    else:
+        weights.write_bytes(bytes(weights.stat().st_size))
+    fleet._start("pi-0", fleet.folder / "nothing", cache_dir=fleet.folder / "pi-0")
+    fleet._start("pi-1", copied, cache_dir=fleet.folder / "pi-1")
+    fleet._start("pi-2", fleet.folder / "nothing", cache_dir=fleet.folder / "pi-2")
+    if damage == "wrong bytes":  # found out when it is loaded, and handed out the next time
+        with pytest.raises(ShardError, match=r"pi-1: .*expected sha256"):
+            fleet.publish()
+    fleet.publish()
     fleet.runs()

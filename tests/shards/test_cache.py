@@ -82,7 +82,7 @@ def test_the_longest_unused_file_goes_first_and_what_is_in_use_stays(tmp_path: P
     old = put(cache, b"b" * 1000, age_s=200)
     young = put(cache, b"c" * 1000, age_s=100)
     coming = ShardFile(sha256="d" * 64, size_bytes=1000)
-    cache.make_room([coming], in_use=[oldest_in_use.sha256])
+    cache.make_room([coming], in_use=lambda: [oldest_in_use.sha256])
     assert [cache.has(file) for file in (oldest_in_use, old, young)] == [True, False, True]
 
 
@@ -124,7 +124,24 @@ def test_a_full_disk_is_noticed_before_anything_is_fetched(
         cache.make_room([ShardFile(sha256="d" * 64, size_bytes=1001)])
 
 
-def test_the_beginning_of_another_file_is_thrown_out_the_own_is_kept(cache: ShardCache) -> None:
+def test_what_can_never_fit_costs_nothing_that_is_here(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 3000)
+    kept = [put(cache, letter * 1000) for letter in (b"a", b"b")]
+    with pytest.raises(ShardError):
+        cache.make_room([ShardFile(sha256="d" * 64, size_bytes=10**18)])
+    assert all(cache.has(file) for file in kept)
+
+
+def test_the_beginning_of_another_file_stays_while_there_is_room(cache: ShardCache) -> None:
+    other = ShardFile(sha256="e" * 64, size_bytes=1000)
+    cache.partial(other).write_bytes(b"1")
+    cache.make_room([ShardFile(sha256="d" * 64, size_bytes=1000)])
+    assert cache.partial(other).exists()
+
+
+def test_the_beginning_of_another_file_goes_for_room_the_own_is_kept(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 1500)
+    put(cache, b"a" * 1000)
     ours = ShardFile(sha256="d" * 64, size_bytes=1000)
     cache.partial(ours).write_bytes(b"1")
     cache.partial(ShardFile(sha256="e" * 64, size_bytes=1000)).write_bytes(b"1")

@@ -1,6 +1,6 @@
 """The other end of a transfer: answers requests for the files of a plan, and of nothing else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from contract.blob import BlobChunk, BlobRefusal, BlobRequest
@@ -35,16 +35,14 @@ class ShardSource:
         return BlobRefusal(sha256=request.sha256, detail=detail[:500])
 
 
-def shard_source(plan: Plan, folder: Path, stages: Iterable[int] | None = None) -> ShardSource:
-    """The shards of a plan in its folder; ``stages`` names some of them, None all.
+def shard_source(plan: Plan, folder: Path) -> ShardSource:
+    """The shards of a plan in its folder.
 
     Raises:
         ShardMissingError: a file is not there.
     """
     files = {}
     for stage in plan.stages:
-        if stages is not None and stage.stage_index not in stages:
-            continue
         for name, file in ((GRAPH_FILE, stage.graph), (WEIGHTS_FILE, stage.weights)):
             path = folder / stage.folder / name
             if not path.is_file():
