@@ -86,7 +86,10 @@ def _absent(device: Device, status: DeviceStatus | None) -> Finding:
         remedy = f"its agent may be of another version or hang; {look}, then restart it"
     elif status.state is DeviceState.STOPPED:
         detail = "its agent was stopped"
-        remedy = f"`docker compose up -d` on {device.name}"
+        remedy = (
+            f"`docker compose up -d` on {device.name}; if it still is not online then, {look}: "
+            "«refuses user» means that the folder there is of another rendering, copy it again"
+        )
     else:
         detail = "the broker has lost it"
         remedy = f"is it on, and on the network? Then {look}"

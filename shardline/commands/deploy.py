@@ -195,11 +195,30 @@ def _fleet_flag(fleet: Path) -> str:
 @app.command()
 def check(
     fleet: FleetFile = FLEET_FILE,
+    # Variables of their own: fleet.yaml knows all three, and a container's SHARDLINE_BROKER is that
+    # of the folder which it was started in, not of the fleet that is asked.
     broker: Annotated[
-        str | None, option("--broker", "Address of the broker; default: fleet.yaml's.")
+        str | None,
+        option(
+            "--broker", "Address of the broker; default: fleet.yaml's.", variable="FLEET_BROKER"
+        ),
     ] = None,
-    username: options.Username = None,
-    password_file: options.PasswordFile = None,
+    username: Annotated[
+        str | None,
+        option(
+            "--username",
+            "User name at the broker; default: fleet.yaml's planner.",
+            variable="FLEET_USERNAME",
+        ),
+    ] = None,
+    password_file: Annotated[
+        Path | None,
+        option(
+            "--password-file",
+            "File that holds its password; default: credentials/USER beside fleet.yaml.",
+            variable="FLEET_PASSWORD_FILE",
+        ),
+    ] = None,
     timeout: Annotated[
         float, option("--timeout", "Seconds to wait for the devices' answers.", min=0.1)
     ] = 15.0,
@@ -218,10 +237,9 @@ def check(
     known = load_fleet(fleet)
     user = username or known.planner
     where = broker or host_and_port(known.broker_address, known.broker.port)
-    own = fleet.parent / "credentials" / user
     with steps("checking") as step:
         heard = examine_fleet(
-            connect_to(where, user, password_file or (own if own.exists() else None)),
+            connect_to(where, user, password_file or _rendered_password(fleet, user)),
             known.cluster,
             user,
             [device.name for device in known.devices],
@@ -240,6 +258,15 @@ def check(
     bad = sorted({finding.device for finding in findings if finding.verdict is Verdict.PROBLEM})
     if bad:
         raise DeviceUnfitError(f"problems with {', '.join(bad)}; the table says what to do")
+
+
+def _rendered_password(fleet: Path, user: str) -> Path | None:
+    """Where `deploy render` keeps the user's password; None if it never wrote one."""
+    file = fleet.parent / "credentials" / user
+    try:
+        return file if file.exists() else None
+    except OSError:  # the folder belongs to somebody else: connecting says so, with the path
+        return file
 
 
 def _print_findings(findings: "list[Finding]") -> None:

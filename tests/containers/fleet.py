@@ -130,6 +130,25 @@ class ContainerFleet:
             **more,
         )
 
+    def from_the_root(self, *arguments: str, **more: Any) -> Any:
+        """docker-compose as beside a checkout's ``fleet/``, with the file that lies there.
+
+        Nothing of its environment fits the fleet: only fleet.yaml does.
+        """
+        root = self.folder.parent
+        shutil.copy(ROOT / "docker-compose.arm64.yml", root)
+        network = root / "network.yml"
+        external = {"networks": {"default": {"external": True, "name": self.id}}}
+        network.write_text(yaml.safe_dump(external))
+        return run(
+            *("docker-compose", "-p", f"{self.id}-root"),
+            *("-f", str(root / "docker-compose.arm64.yml"), "-f", str(network)),
+            *arguments,
+            cwd=root,
+            env={**self.env, "SHARDLINE_BROKER": "127.0.0.1:9"},
+            **more,
+        )
+
     def start(self, *machines: str) -> None:
         for machine in machines:
             self.compose(machine, "up", "-d")
@@ -212,5 +231,7 @@ class ContainerFleet:
         for name in (*self.devices, "hub", "planner", "clients/client"):
             if (self.folder / name).is_dir():
                 self.compose(name, "down", "-v", "-t", "5", "--remove-orphans", check=False)
+        if self.folder.is_dir():
+            self.from_the_root("down", "-v", check=False)
         run("docker", "network", "rm", self.id, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)

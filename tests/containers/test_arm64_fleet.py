@@ -189,6 +189,7 @@ def test_a_wrong_password_is_one_clear_line_and_the_stage_tries_again(
 
 def test_the_broker_survives_a_restart_with_the_plan(fleet: ContainerFleet) -> None:
     fleet.compose("hub", "restart", "-t", "20", "broker")
+    fleet.wait_healthy("hub", "broker")  # emulated, it takes seconds until it listens
     [plan] = fleet.observe("shardline/default/plan", 1)
     assert plan["name"] == "digits"
     summary = fleet.infer(DIGITS / "held_out", "--ready-timeout", "120")

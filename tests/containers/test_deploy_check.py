@@ -78,11 +78,9 @@ def online(fleet: ContainerFleet) -> set[str]:
 
 @pytest.fixture(scope="module")
 def findings(fleet: ContainerFleet) -> dict[str, dict[str, Any]]:
-    """What is not well with each device: what -> finding; and the exit code under ``exit``."""
-    done = fleet.compose(
-        "planner",
-        *("run", "--rm", "-T", "-v", f"{fleet.folder}:/fleet:ro", "planner"),
-        *("deploy", "check", "--fleet", "/fleet/fleet.yaml", "--json", "--timeout", "10"),
+    """What is not well with each device: what -> finding. Asked as the quick start does."""
+    done = fleet.from_the_root(
+        *("run", "--rm", "-T", "planner", "deploy", "check", "--json", "--timeout", "10"),
         check=False,
         timeout_s=120,
     )
@@ -138,10 +136,8 @@ def test_nothing_else_is_complained_about(findings: dict[str, dict[str, Any]]) -
 
 
 def test_a_person_gets_a_table_and_the_remedies(fleet: ContainerFleet) -> None:
-    done = fleet.compose(
-        "planner",
-        *("run", "--rm", "-T", "-v", f"{fleet.folder}:/fleet:ro", "planner"),
-        *("deploy", "check", "--fleet", "/fleet/fleet.yaml", "--timeout", "8"),
+    done = fleet.from_the_root(
+        *("run", "--rm", "-T", "planner", "deploy", "check", "--timeout", "8"),
         check=False,
         timeout_s=120,
     )

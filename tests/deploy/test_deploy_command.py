@@ -189,6 +189,9 @@ TWO_MEANINGS = {
     ("init", "--device"): "FLEET_DEVICES",
     ("init", "--devices"): "FLEET_SIZE",
     ("render", "--out"): "FLEET_OUT",
+    ("check", "--broker"): "FLEET_BROKER",
+    ("check", "--username"): "FLEET_USERNAME",
+    ("check", "--password-file"): "FLEET_PASSWORD_FILE",
 }
 """Where a flag or its variable means another thing in other commands."""
 
