@@ -109,7 +109,7 @@ def test_held_out_pictures_get_the_whole_models_answers(
 
 
 def test_the_metrics_topic_tells_of_every_device(fleet: ContainerFleet) -> None:
-    seen = fleet.observe("shardline/+/metrics/#", 9)
+    seen = fleet.observe("shardline/+/metrics/#", 24)  # one a second each, if none lags
     assert {m["device"] for m in seen if "device" in m} == set(DEVICES)
     assert all(m["shard"] == "ready" and m["rss_bytes"] > 0 for m in seen if "device" in m)
 
@@ -152,7 +152,9 @@ def test_a_stage_killed_in_mid_run_costs_no_batch(
     ledger = summary["ledger"]
     assert ledger["delivered"] == ledger["submitted"] == 400 * COPIES // 8
     assert ledger["lost"] == ledger["dead"] == 0
-    assert ledger["retried"] >= 1, "the kill hit nothing"
+    # Whether batches came again from the broker or were retried, the new process did the rest.
+    [after] = fleet.observe("shardline/default/metrics/pi-1", 1)
+    assert 0 < after["batches_total"] < ledger["submitted"], "the kill was not in mid-run"
     assert summary["correct"] == COPIES * sum(
         name.partition("/")[0] == str(answer) for name, answer in whole.items()
     )
