@@ -26,7 +26,7 @@ class FleetBrokerSettings(FrozenModel):
     bind_address: str | None = None  # None: all interfaces, IPv4 and IPv6
     password_file: str = "/mosquitto/config/passwords"  # noqa: S105 a path, not a password
     acl_file: str = "/mosquitto/config/acl"
-    data_folder: str = "/mosquitto/data/"
+    data_folder: str = "/var/lib/mosquitto/"
     max_packet_bytes: int = LARGEST_PACKET_BYTES
     max_queued_messages: int = 1000
 

@@ -69,7 +69,7 @@ def test_no_password_is_in_an_environment() -> None:
 
 def test_what_the_broker_mounts_is_read_only_but_for_its_data() -> None:
     mounts = SERVICES["broker"]["volumes"]
-    assert mounts[-1] == "broker-data:/mosquitto/data"
+    assert mounts[-1] == "broker-data:/var/lib/mosquitto"
     assert {m["target"]: m["read_only"] for m in mounts[:-1]} == {
         "/mosquitto/config/mosquitto.conf": True,
         "/mosquitto/config/acl": True,

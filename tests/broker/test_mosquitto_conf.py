@@ -18,7 +18,7 @@ def test_a_fleet_s_broker_knows_its_users_and_keeps_what_is_retained() -> None:
         "acl_file /mosquitto/config/acl",
         "use_username_as_clientid true",
         "persistence true",
-        "persistence_location /mosquitto/data/",
+        "persistence_location /var/lib/mosquitto/",
         "autosave_interval 300",
         "set_tcp_nodelay true",
         f"max_packet_size {LARGEST_PACKET_BYTES}",

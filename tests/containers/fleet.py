@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits"
 WEIGHTS_IN_PLANNER = "/opt/shardline/app/examples/digits/weights.safetensors"
 VERSION = "0.1.0"
-UID = 1000  # who owns the files on a Pi, and who the containers run as
+UID = 1000  # who owns the files on a Pi, and who the containers run as, if nothing else is said
 
 
 def run(
@@ -67,15 +67,17 @@ class ContainerFleet:
         inventory: Mapping[str, Mapping[str, object]] | None = None,
         faults: Mapping[str, Mapping[str, Any]] | None = None,
         stage_image: str | None = None,
+        uid: int = UID,
     ) -> None:
         """``inventory`` adds to a device in fleet.yaml, ``faults`` to its folder's override."""
         self.folder, self.devices = folder / "fleet", tuple(devices)
         self.id = f"sl-{secrets.token_hex(3)}"
+        self.uid = uid
         self._kind, self._inventory, self._faults = kind, inventory or {}, faults or {}
         self.env = {
             **os.environ,
-            "SHARDLINE_UID": str(UID),
-            "SHARDLINE_GID": str(UID),
+            "SHARDLINE_UID": str(uid),
+            "SHARDLINE_GID": str(uid),
             "SHARDLINE_STAGE_IMAGE": stage_image or f"shardline/stage:{VERSION}-{arch}",
             "SHARDLINE_BROKER_IMAGE": f"shardline/broker:{VERSION}-{arch}",
             "SHARDLINE_THREADS": "1",
@@ -115,7 +117,7 @@ class ContainerFleet:
     def take_over(self) -> None:
         """As `scp` to a Pi does it: the files belong to the user there."""
         for path in (self.folder, *self.folder.rglob("*")):
-            os.chown(path, UID, UID)
+            os.chown(path, self.uid, self.uid)
         self.folder.parent.chmod(0o755)
 
     def compose(self, machine: str, *arguments: str, **more: Any) -> Any:
@@ -191,7 +193,7 @@ class ContainerFleet:
         """`mosquitto_sub` in a container of its own, with the observer's credential."""
         user = self.folder / "observers" / "observer"
         return [
-            *("docker", "run", "--rm", "--network", self.id, "--user", f"{UID}:{UID}"),
+            *("docker", "run", "--rm", "--network", self.id, "--user", f"{self.uid}:{self.uid}"),
             *("-v", f"{user}:/observer:ro", "-e", "XDG_CONFIG_HOME=/observer"),
             *("--entrypoint", "mosquitto_sub", self.env["SHARDLINE_BROKER_IMAGE"]),
             *("-t", topic, *arguments),

@@ -12,6 +12,7 @@ from tests.containers.fleet import ContainerFleet, run, until
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 CACHE = "/var/lib/shardline"
+UID = 1234  # another than the images' own: their volumes must be writable for it too
 
 
 def service(**settings: Any) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerFleet]:
         firmware = folder / name / "soc" / "soc:firmware"
         firmware.mkdir(parents=True)
         (firmware / "get_throttled").write_text(f"{word}\n")
-    small = {"driver_opts": {"type": "tmpfs", "device": "tmpfs", "o": "size=100m,uid=1000"}}
+    small = {"driver_opts": {"type": "tmpfs", "device": "tmpfs", "o": f"size=100m,uid={UID}"}}
     clock = mounted(FAKETIME, "/opt/libfaketime.so.1")
     clock["services"]["stage"]["environment"] = {
         "LD_PRELOAD": "/opt/libfaketime.so.1",
@@ -58,7 +59,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerFleet]:
         "wrong-kind": {"kind": "raspberry-pi-4"},
     }
     with ContainerFleet(
-        folder, devices, kind="other-amd64", arch="amd64", inventory=inventory, faults=faults
+        folder,
+        devices,
+        kind="other-amd64",
+        arch="amd64",
+        inventory=inventory,
+        faults=faults,
+        uid=UID,
     ) as fleet:
         fleet.start("hub", *(d for d in devices if d != "absent"))
         until(lambda: len(online(fleet)) >= len(devices) - 1, "all but one are online", 120)

@@ -63,7 +63,7 @@ def running_broker(rendered: Path, folder: Path) -> Iterator[int]:
     for old, new in (
         ("listener 1883\n", f"listener {port} 127.0.0.1\n"),
         ("/mosquitto/config/", f"{config}/"),
-        ("/mosquitto/data/", f"{data}/"),
+        ("/var/lib/mosquitto/", f"{data}/"),
         ("sys_interval 10\n", "sys_interval 1\n"),
     ):
         assert old in text
