@@ -33,7 +33,13 @@ class Control:
                 *arguments,
             ],
             cwd=self.fleet.folder / "ansible",
-            env={**self.fleet.env, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOME": str(self.remote)},
+            env={
+                **self.fleet.env,
+                "LC_ALL": "C.UTF-8",  # Ansible accepts no other encoding
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_HOME": str(self.remote),
+                "ANSIBLE_REMOTE_TEMP": str(self.remote / "tmp"),
+            },
             capture_output=True,
             text=True,
             timeout=400,
