@@ -26,7 +26,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from bench.identity_plan import make_identity_plan
-from broker.connection import connector
+from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from client.batch import Batch, BatchResult
 from client.pipeline import Pipeline
@@ -94,7 +94,7 @@ def measure(kilobytes: int, rounds: int, count: int) -> dict[str, float]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         plan = make_identity_plan(folder, kilobytes * 1000)
         broker = stack.enter_context(EmbeddedBroker())
-        connect = connector(broker.address)
+        connect = Connector(broker.address)
         command = [sys.executable, "-m", "shardline", "stage", "--device", "pi-0", "--shards"]
         command += [str(folder), "--broker", str(broker.address), "--engine", "identity"]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)

@@ -15,9 +15,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import psutil
 
-from broker.connection import connector
+from bench.processes import resident
+from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from client.batch import Batch
 from client.pipeline import Pipeline
@@ -63,18 +63,11 @@ def prepare(model: str, batch: int, folder: Path) -> tuple[Plan, Plan]:
     return plans[0], plans[1]
 
 
-def resident(pid: int) -> tuple[float, float]:
-    """Steady and peak resident memory in bytes."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return float(psutil.Process(pid).memory_info().rss), float(peak.split()[1]) * 1024
-
-
 def measure(plan: Plan, folder: Path, prepack: bool) -> list[dict[str, object]]:
     """One row for each stage of the plan."""
     with ExitStack() as stack:
         broker = stack.enter_context(EmbeddedBroker())
-        connect = connector(broker.address)
+        connect = Connector(broker.address)
         processes = []
         for place in plan.placement:
             command = [sys.executable, "-m", "shardline", "stage", "--threads", "1"]

@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 
 from bench.workers import WholeModelWorker
-from broker.connection import connector
+from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from broker.transport import Connect
 from client.batch import Batch, BatchResult
@@ -105,7 +105,7 @@ def measure(
         plan, whole = prepare(model, batch_size, folder)
         shape = tuple(int(size) for size in plan.stages[0].inputs[0].shape[1:])
         broker = stack.enter_context(EmbeddedBroker())
-        connect: Connect = connector(broker.address)
+        connect: Connect = Connector(broker.address)
         processes = start_stages(plan, folder, str(broker.address), stack)
         with Publisher(connect, "default", "planner") as publisher:
             publisher.publish(plan)

@@ -25,15 +25,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 
-from broker.connection import connector
+from bench.processes import resident
+from broker.connection import Connector
+from broker.embedded import find_mosquitto
 from broker.mosquitto_conf import MosquittoSettings, render_mosquitto_conf
 from broker.transport import BrokerAddress, Connect
 from client.batch import Batch, BatchResult
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
-from contract.plan import Plan, Replica, StageSpec, compute_plan_id, place
+from contract.plan import Plan, Replica, StageSpec, compute_plan_id, load_plan, place
 from planner.publish import Publisher
 from shards.writer import describe_file
 
@@ -169,8 +170,6 @@ class Load:
 
 def inside(arguments: argparse.Namespace, leaf: list[str]) -> None:
     """The measurement, run in the hub's namespace."""
-    from contract.plan import load_plan
-
     digits = Path(arguments.digits)
     base = load_plan(digits)
     with (
@@ -182,9 +181,9 @@ def inside(arguments: argparse.Namespace, leaf: list[str]) -> None:
         text = render_mosquitto_conf(MosquittoSettings(port=PORT, bind_address=HUB))
         conf.write_text(text)
         folder.chmod(0o755)
-        broker = stack.enter_context(_running(["mosquitto", "-c", str(conf)]))
+        broker = stack.enter_context(_running([find_mosquitto(), "-c", str(conf)]))
         time.sleep(1)
-        connect = connector(BrokerAddress(HUB, PORT))
+        connect = Connector(BrokerAddress(HUB, PORT))
         stage = [sys.executable, "-m", "shardline", "stage", "--broker", f"{HUB}:{PORT}"]
         stage += ["--threads", "1"]
         stack.enter_context(
@@ -200,8 +199,7 @@ def inside(arguments: argparse.Namespace, leaf: list[str]) -> None:
             publisher.hand_out(plan, digits, 60, lambda _w, _s: None)
             publisher.publish(plan)
             publisher.wait_until_ready(plan, 60, lambda _w, _s: None)
-        peak = _PeakMemory(broker.pid)
-        before = peak.now()
+        before, _ = resident(broker.pid)
         size = arguments.megabytes * 1_000_000
         rows = []
         for round_number in range(arguments.rounds):
@@ -231,33 +229,8 @@ def inside(arguments: argparse.Namespace, leaf: list[str]) -> None:
         print(f"\n{size_and_rate}, medians of {len(rows)}")
         for key in rows[0]:
             print(f"  {key:32} {statistics.median(row[key] for row in rows):8.2f}")
-        print(
-            f"  broker memory, MB: {before / 1e6:.1f} before, {peak.stop() / 1e6:.1f} at its peak"
-        )
-
-
-class _PeakMemory:
-    """The largest resident memory of a process, sampled."""
-
-    def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
-        self._peak, self._stop = self.now(), threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-
-    def now(self) -> int:
-        """Bytes resident now."""
-        return int(self._process.memory_info().rss)
-
-    def _sample(self) -> None:
-        while not self._stop.wait(0.02):
-            self._peak = max(self._peak, self.now())
-
-    def stop(self) -> int:
-        """The peak, bytes."""
-        self._stop.set()
-        self._thread.join()
-        return self._peak
+        _, peak = resident(broker.pid)
+        print(f"  broker memory, MB: {before / 1e6:.1f} before, {peak / 1e6:.1f} at its peak")
 
 
 @contextlib.contextmanager

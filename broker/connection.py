@@ -331,8 +331,3 @@ class Connector:
         if (there.host.lower(), there.port) == (self.address.host.lower(), self.address.port):
             return None  # a second connection of one name would throw the first one out
         return Connector(replace(self.address, host=there.host, port=there.port))
-
-
-def connector(address: BrokerAddress) -> Connector:
-    """How to connect to the broker at ``address``."""
-    return Connector(address)

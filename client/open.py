@@ -1,6 +1,6 @@
 """Opens a pipeline in one call, for programs and for the command."""
 
-from broker.connection import connector
+from broker.connection import Connector
 from broker.transport import parse_address
 from client.pipeline import Pipeline
 from client.settings import ClientSettings, random_client_name
@@ -34,7 +34,7 @@ def open_pipeline(
         window=window,
         ready_timeout_s=ready_timeout_s,
     )
-    connect = connector(parse_address(broker, username, password))
+    connect = Connector(parse_address(broker, username, password))
     pipeline = Pipeline(settings, connect, elsewhere=connect.elsewhere)
     try:
         pipeline.open()

@@ -4,8 +4,8 @@ import json
 from typing import NamedTuple
 
 from contract.errors import SettingsError
+from deploy.fields import PLACEHOLDER
 from deploy.fleet_file import parse_fleet
-from deploy.inventory import PLACEHOLDER
 from deploy.kinds import KINDS, Kind
 
 

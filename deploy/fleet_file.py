@@ -41,9 +41,8 @@ def parse_fleet(text: str, where: str) -> Fleet:
     Raises:
         SettingsError: not YAML, or not a fleet.
     """
-    node = _compose(text, where)
+    node, document = _read(text, where)
     _refuse_duplicates(node, where)
-    document = yaml.safe_load(text)
     if not isinstance(document, dict):
         raise SettingsError(
             f"{where} line 1: expected fields such as `devices:` and `broker:`, got "
@@ -60,8 +59,8 @@ def parse_fleet(text: str, where: str) -> Fleet:
         raise SettingsError(_explain(error.errors()[0], node, where)) from error
 
 
-def _compose(text: str, where: str) -> yaml.Node | None:
-    """The document as nodes, which know their lines.
+def _read(text: str, where: str) -> tuple[yaml.Node | None, object]:
+    """The document as nodes, which know their lines, and as what it says.
 
     Raises:
         SettingsError: not YAML, or none that this file may use.
@@ -74,7 +73,7 @@ def _compose(text: str, where: str) -> yaml.Node | None:
                     "be used here; write out what it stands for"
                 )
         node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
-        yaml.safe_load(text)
+        document: object = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -87,7 +86,7 @@ def _compose(text: str, where: str) -> yaml.Node | None:
             f"{where}: this is no YAML that can be used ({error!s:.200}); "
             "see docs/deploy.md for an example"
         ) from error
-    return node
+    return node, document
 
 
 def _refuse_duplicates(node: yaml.Node | None, where: str) -> None:

@@ -1,22 +1,20 @@
 """`fleet.yaml`: which machines there are, who runs the broker, who may talk to it.
 
-The models and their rules; deploy/fleet_file.py reads the file and says where in it an error is.
+The models and their rules; deploy/fields.py has the single fields, deploy/fleet_file.py reads the
+file and says where in it an error is.
 """
 
-import re
 from collections.abc import Iterator
-from ipaddress import ip_address
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from contract.errors import SettingsError
 from contract.frozen import FrozenModel
-from contract.topics import DEFAULT_CLUSTER, check_name
+from contract.topics import DEFAULT_CLUSTER
+from deploy.fields import PLACEHOLDER, Address, Login, Memory, Name, UnixId, memory_bytes
 from deploy.kinds import KINDS, Kind, KindFacts
 
-PLACEHOLDER = "change-me"
 AT_PLACE = "at_place"
 """Type of the errors that carry their place in their context."""
 HEALTH_USER = "health"
@@ -26,53 +24,6 @@ BROKER_SERVICE = "broker"
 """Name of the broker among the containers of its own machine (docker-compose.arm64.yml)."""
 RESERVED_FOLDERS = frozenset({"ansible", "clients", "credentials", "observers", "planner"})
 """Folders beside those of the machines: no machine may be called so."""
-
-_HOST = re.compile(r"(?!-)[A-Za-z0-9.-]{1,253}(?<![.-])")
-_MEMORY = re.compile(r"([1-9][0-9]{0,5})([mg])")
-_UNITS = {"m": 1024**2, "g": 1024**3}
-_LOGIN = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-
-
-def _name(text: str) -> str:
-    try:
-        return check_name("this", text)
-    except SettingsError as error:
-        raise ValueError(str(error)) from error
-
-
-def _address(text: str) -> str:
-    if text == PLACEHOLDER:
-        raise ValueError(
-            f"{PLACEHOLDER!r} is still what `shardline deploy init` wrote; "
-            "put the machine's IP address or DNS name here"
-        )
-    try:
-        return str(ip_address(text))
-    except ValueError:
-        if not _HOST.fullmatch(text):
-            raise ValueError(
-                f"{text!r} is no address; expected an IP address or a DNS name, as 192.168.1.20"
-            ) from None
-    return text
-
-
-def _memory(text: str) -> str:
-    if not _MEMORY.fullmatch(text):
-        raise ValueError(f"{text!r} is no amount of memory; expected for example 512m or 2g")
-    return text
-
-
-def _login(text: str) -> str:
-    if not _LOGIN.fullmatch(text):
-        raise ValueError(f"{text!r} is no user of Linux; expected for example pi")
-    return text
-
-
-Name = Annotated[str, AfterValidator(_name)]
-Address = Annotated[str, AfterValidator(_address)]
-Memory = Annotated[str, AfterValidator(_memory)]
-Login = Annotated[str, AfterValidator(_login)]
-UnixId = Annotated[int, Field(ge=1, le=2**31 - 1)]  # 0: containers do not run as root
 
 
 class Device(FrozenModel):
@@ -262,11 +213,3 @@ class Fleet(FrozenModel):
 def host_and_port(host: str, port: int) -> str:
     """``host:port``, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def memory_bytes(text: str) -> int:
-    """``512m`` in bytes."""
-    match = _MEMORY.fullmatch(text)
-    if match is None:
-        raise SettingsError(f"memory {text!r}: expected for example 512m or 2g")
-    return int(match[1]) * _UNITS[match[2]]

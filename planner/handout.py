@@ -71,7 +71,7 @@ class HandOut:
                 return f"device {device}: {progress.error}"
         return None
 
-    def silent(self, now_s: float, patience_s: float) -> list[str]:
+    def stuck(self, now_s: float, patience_s: float) -> list[str]:
         """The unfinished devices that got nowhere for so long, whether they say so or nothing."""
         return [d for d in self.unfinished() if now_s - self._moved_s[d] > patience_s]
 

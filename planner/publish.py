@@ -89,12 +89,12 @@ class Publisher:
 
         Args:
             folder: the folder that `shardline plan` wrote.
-            patience_s: how long a device may be silent before this is given up.
+            patience_s: how long a device may get nowhere before this is given up.
             progress: called with each device's share.
 
         Raises:
             ShardError: a file is not in ``folder``, or a device cannot keep its shard.
-            DeliveryError: a device does not answer.
+            DeliveryError: a device does not answer, or gets no further.
         """
         self._source = shard_source(plan, folder)
         work = self._handing_out = HandOut(plan, time.monotonic())
@@ -111,9 +111,9 @@ class Publisher:
                     raise ShardError(failure)
                 for device in work.fetches:
                     progress(f"shard for {device}", work.share(device))
-                silent = work.silent(now_s, patience_s)
-                if silent:
-                    states = ", ".join(f"{d} is {self._fleet.describe(d)}" for d in silent)
+                stuck = work.stuck(now_s, patience_s)
+                if stuck:
+                    states = ", ".join(f"{d} is {self._fleet.describe(d)}" for d in stuck)
                     raise DeliveryError(
                         f"no progress for {patience_s:g} s: {states}; start `shardline stage` on "
                         "these devices and look at their logs (nothing was published: the plan "

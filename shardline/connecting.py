@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from broker.connection import Connector, connector
+from broker.connection import Connector
 from broker.transport import parse_address
 from contract.errors import SettingsError
 
@@ -24,4 +24,4 @@ def connect_to(broker: str, username: str | None, password_file: Path | None) ->
             raise SettingsError(
                 f"--password-file {password_file}: cannot read it ({error.strerror})"
             ) from error
-    return connector(parse_address(broker, username, password))
+    return Connector(parse_address(broker, username, password))

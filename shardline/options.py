@@ -92,9 +92,12 @@ Preprocess = Annotated[
     option("--preprocess", "image: uint8 pictures in; none: the model's own tensor; auto: decide."),
 ]
 
+FleetFile = Annotated[Path, option("--fleet", "File that names the machines of the cluster.")]
+
 DEFAULT_BROKER = "127.0.0.1:1883"
 DEFAULT_CLUSTER = topics.DEFAULT_CLUSTER
 SHARDS_DIR = Path("shards/built")
+FLEET_FILE = Path("fleet/fleet.yaml")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -3,7 +3,6 @@
 Knows what a status looks like and when it must be told again; what is in it, the agent decides.
 """
 
-import os
 import platform
 import secrets
 import threading
@@ -16,6 +15,7 @@ from contract.errors import ShardlineError, WireFormatError
 from contract.plan import Plan, StageSpec
 from contract.status import Capabilities, DeviceState, DeviceStatus, ShardState, parse_status
 from contract.version import SHARDLINE_VERSION
+from stage.cores import available_cores
 
 GOODBYE_TIMEOUT_S = 2.0
 
@@ -29,7 +29,7 @@ class Announcer:
         self._boot = secrets.randbits(53)  # fits a JSON number exactly
         self._capabilities = Capabilities(
             machine=platform.machine(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+            cores=available_cores(),
             memory_bytes=psutil.virtual_memory().total,
             engine=engine,
             engine_version=engine_version,

@@ -5,7 +5,6 @@ without a sensor is not a sick one. Sources: the Raspberry Pi firmware's ``get_t
 (raspberrypi.com, "vcgencmd get_throttled"), cgroup v1 and v2 of the kernel's documentation.
 """
 
-import os
 import platform
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from contract.command import Examination
+from stage.cores import available_cores
 from stage.metrics import temperature_celsius
 
 NO_LIMIT_BYTES = 1 << 60
@@ -47,7 +47,7 @@ def examine(
         board=_text(root / "sys/firmware/devicetree/base/model") or _processor(root, "Model"),
         kernel=platform.release(),
         kernel_command_line=(_text(root / "proc/cmdline") or "")[:_MAX_COMMAND_LINE],
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        cores=available_cores(),
         engine=engine,
         engine_version=engine_version,
         memory_total_bytes=memory.total,

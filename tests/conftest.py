@@ -2,16 +2,19 @@
 
 import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from broker.connection import connector
+from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from broker.transport import Connect
+from shardline.__main__ import main
 from stage.agent import StageAgent, StageSettings
 
 
@@ -29,8 +32,15 @@ def shared_broker() -> Iterator[EmbeddedBroker]:
 
 
 @pytest.fixture
+def own_broker() -> Iterator[EmbeddedBroker]:
+    """One that the test may kill."""
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture
 def connect(shared_broker: EmbeddedBroker) -> Connect:
-    return connector(shared_broker.address)
+    return Connector(shared_broker.address)
 
 
 @pytest.fixture
@@ -85,3 +95,30 @@ def eventually(condition: Callable[[], object], what: str, timeout_s: float = 15
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout_s:g} s: {what}")
         time.sleep(0.005)
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """The command in this process, in an empty folder, without anybody's `.env`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["shardline", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        code = left.value.code
+        captured = capsys.readouterr()
+        return Done(0 if code is None else int(code), captured.out, captured.err)
+
+    return call

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from contract.version import SHARDLINE_VERSION
+
 ROOT = Path(__file__).parent.parent
 DOCKERFILES = {
     "stage": ROOT / "Dockerfile.stage",
@@ -231,3 +233,18 @@ def test_the_images_scripts_can_be_run() -> None:
 def test_the_wheels_folder_exists_in_a_fresh_clone() -> None:
     assert (ROOT / "images/wheels/.gitkeep").exists(), "COPY fails on a folder that is not there"
     assert "images/wheels/*/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [
+        ("pyproject.toml", r'^version = "(.+)"'),
+        ("docker-bake.hcl", r'variable "VERSION" \{\n  default = "(.+)"'),
+        ("docker-compose.arm64.yml", r"shardline/\w+:([^}]+)\}"),
+        (".env.example", r"=shardline/\w+:(.+)"),
+        *((str(path.relative_to(ROOT)), r"^ARG VERSION=(.+)") for path in DOCKERFILES.values()),
+    ],
+)
+def test_every_file_that_names_the_version_names_the_same(file: str, pattern: str) -> None:
+    found = re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)
+    assert set(found) == {SHARDLINE_VERSION}

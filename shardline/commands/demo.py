@@ -43,7 +43,7 @@ def run(
 
     Ends with 0 only if no batch was lost and the pipeline's answers are the whole model's.
     """
-    from broker.connection import connector
+    from broker.connection import Connector
     from broker.embedded import EmbeddedBroker
     from client.batch import BatchResult
     from client.pipeline import Pipeline
@@ -75,7 +75,7 @@ def run(
 
     started = time.perf_counter()
     with EmbeddedBroker() as embedded:
-        connect = connector(embedded.address)
+        connect = Connector(embedded.address)
         with steps("planning") as step:
             imported = import_model(model, chosen, step)
             graph = segment_graph(canonicalise(imported, step))

@@ -1,4 +1,4 @@
-"""`shardline deploy`: from one fleet.yaml to a folder for every machine."""
+"""`shardline deploy`: from one fleet.yaml to a folder for every machine, `init` and `render`."""
 
 import os
 from pathlib import Path
@@ -8,17 +8,15 @@ import typer
 
 from contract.errors import SettingsError
 from shardline import options
+from shardline.commands import deploy_check
 from shardline.options import option
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deploy.check import Finding
     from deploy.rendering import Outcome
 
-FLEET_FILE = Path("fleet/fleet.yaml")
 DEFAULT_KIND = "raspberry-pi-4"
-FleetFile = Annotated[Path, option("--fleet", "File that names the machines of the cluster.")]
 
 app = typer.Typer(
     help="From one fleet.yaml to a folder for each machine: compose file, password, access rights.",
@@ -53,11 +51,11 @@ def init(
         ),
     ] = None,
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
-    fleet: FleetFile = FLEET_FILE,
+    fleet: options.FleetFile = options.FLEET_FILE,
 ) -> None:
     """Write a commented fleet.yaml to start from."""
     from deploy import example
-    from deploy.inventory import PLACEHOLDER
+    from deploy.fields import PLACEHOLDER
     from deploy.kinds import Kind
     from shardline.console import out
 
@@ -96,7 +94,7 @@ def init(
 
 @app.command()
 def render(
-    fleet: FleetFile = FLEET_FILE,
+    fleet: options.FleetFile = options.FLEET_FILE,
     folder: Annotated[
         Path | None,
         option(
@@ -189,102 +187,7 @@ def _summary(outcome: "Outcome") -> dict[str, Any]:
 
 
 def _fleet_flag(fleet: Path) -> str:
-    return "" if fleet == FLEET_FILE else f" --fleet {fleet}"
+    return "" if fleet == options.FLEET_FILE else f" --fleet {fleet}"
 
 
-@app.command()
-def check(
-    fleet: FleetFile = FLEET_FILE,
-    # Variables of their own: fleet.yaml knows all three, and a container's SHARDLINE_BROKER is that
-    # of the folder which it was started in, not of the fleet that is asked.
-    broker: Annotated[
-        str | None,
-        option(
-            "--broker", "Address of the broker; default: fleet.yaml's.", variable="FLEET_BROKER"
-        ),
-    ] = None,
-    username: Annotated[
-        str | None,
-        option(
-            "--username",
-            "User name at the broker; default: fleet.yaml's planner.",
-            variable="FLEET_USERNAME",
-        ),
-    ] = None,
-    password_file: Annotated[
-        Path | None,
-        option(
-            "--password-file",
-            "File that holds its password; default: credentials/USER beside fleet.yaml.",
-            variable="FLEET_PASSWORD_FILE",
-        ),
-    ] = None,
-    timeout: Annotated[
-        float, option("--timeout", "Seconds to wait for the devices' answers.", min=0.1)
-    ] = 15.0,
-    as_json: options.Json = False,
-) -> None:
-    """Ask every device what is wrong with it: clock, memory, disk, power, architecture."""
-    from contract.errors import DeviceUnfitError
-    from contract.version import SHARDLINE_VERSION
-    from deploy.check import Verdict, judge
-    from deploy.examine import examine_fleet
-    from deploy.fleet_file import load_fleet
-    from deploy.inventory import host_and_port
-    from shardline.connecting import connect_to
-    from shardline.console import print_json, steps
-
-    known = load_fleet(fleet)
-    user = username or known.planner
-    where = broker or host_and_port(known.broker_address, known.broker.port)
-    with steps("checking") as step:
-        heard = examine_fleet(
-            connect_to(where, user, password_file or _rendered_password(fleet, user)),
-            known.cluster,
-            user,
-            [device.name for device in known.devices],
-            timeout,
-            step,
-        )
-    findings = [
-        finding
-        for device in known.devices
-        for finding in judge(device, *heard[device.name], SHARDLINE_VERSION)
-    ]
-    if as_json:
-        print_json([finding.model_dump(mode="json") for finding in findings])
-    else:
-        _print_findings(findings)
-    bad = sorted({finding.device for finding in findings if finding.verdict is Verdict.PROBLEM})
-    if bad:
-        raise DeviceUnfitError(f"problems with {', '.join(bad)}; the table says what to do")
-
-
-def _rendered_password(fleet: Path, user: str) -> Path | None:
-    """Where `deploy render` keeps the user's password; None if it never wrote one."""
-    file = fleet.parent / "credentials" / user
-    try:
-        return file if file.exists() else None
-    except OSError:  # the folder belongs to somebody else: connecting says so, with the path
-        return file
-
-
-def _print_findings(findings: "list[Finding]") -> None:
-    """The table, and below it what to do about each thing that is not well."""
-    from rich.markup import escape
-
-    from deploy.check import Verdict
-    from shardline.console import out
-    from shardline.plan_table import new_table
-
-    colours = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "red"}
-    table = new_table("what the devices say")
-    for column in ("device", "what", "", "detail"):
-        table.add_column(column, overflow="fold")
-    for finding in findings:
-        mark = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
-        table.add_row(finding.device, finding.what, mark, escape(finding.detail))
-    out.print(table)
-    for finding in findings:
-        if finding.remedy:
-            out.print(f"{finding.device}, {finding.what}: {finding.remedy}", markup=False)
+app.command(name="check")(deploy_check.run)

@@ -68,10 +68,10 @@ def run(
     from client.settings import ClientSettings, random_client_name
     from contract.errors import SettingsError
     from contract.plan import load_plan
-    from shardline.commands.stage import available_cores
     from shardline.connecting import connect_to
     from shardline.console import set_up_logging
     from shardline.inference import Feeder, PipelineFeeder, run_inference
+    from stage.cores import available_cores
 
     set_up_logging(verbose)
     if local is not None and whole is not None:

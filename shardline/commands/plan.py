@@ -55,11 +55,11 @@ def run(
 ) -> None:
     """Cut a model into stages, write their shards, and prove that they equal the whole model."""
     from contract.errors import SettingsError
-    from shardline.commands.stage import available_cores
     from shardline.console import out as stdout
     from shardline.console import print_json, set_up_logging, steps
     from shardline.importing import import_options
     from shardline.plan_table import stages_table, verification_line
+    from stage.cores import available_cores
 
     set_up_logging(verbose)
     if partitioner not in PARTITIONERS:

@@ -42,6 +42,7 @@ def run(
     from shardline.connecting import connect_to
     from shardline.console import err, set_up_logging
     from stage.agent import StageAgent, StageSettings
+    from stage.cores import available_cores
 
     set_up_logging(verbose)
     settings = StageSettings(
@@ -67,10 +68,3 @@ def default_cache(device: str) -> Path:
     """By the XDG base directory specification; each device its own, since one process uses it."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "shardline" / device
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

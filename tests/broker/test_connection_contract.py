@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker.connection import PahoConnection, connector
+from broker.connection import Connector, PahoConnection
 from broker.embedded import EmbeddedBroker
 from broker.memory import MemoryBroker, MemoryConnection
 from broker.transport import (
@@ -89,7 +89,7 @@ class Peer:
 @pytest.fixture(params=["mosquitto", "memory"])
 def peers(request: pytest.FixtureRequest, shared_broker: EmbeddedBroker) -> Iterator[Any]:
     connect = (
-        connector(shared_broker.address) if request.param == "mosquitto" else MemoryBroker().connect
+        Connector(shared_broker.address) if request.param == "mosquitto" else MemoryBroker().connect
     )
     made: list[Peer] = []
 

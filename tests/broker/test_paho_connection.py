@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import broker.embedded
-from broker.connection import PahoConnection, connector
+from broker.connection import Connector, PahoConnection
 from broker.embedded import EmbeddedBroker, find_mosquitto
 from broker.mosquitto_conf import MosquittoSettings, render_mosquitto_conf
 from broker.transport import (
@@ -47,12 +47,6 @@ def opened(
     )
     connection.open()
     return connection
-
-
-@pytest.fixture
-def own_broker() -> Iterator[EmbeddedBroker]:
-    with EmbeddedBroker() as running:
-        yield running
 
 
 @pytest.fixture
@@ -378,7 +372,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 
 def test_the_connector_opens_what_it_makes(shared_broker: EmbeddedBroker, unique: str) -> None:
-    connection = connector(shared_broker.address)(
+    connection = Connector(shared_broker.address)(
         ConnectionSettings(name=unique), Callbacks(on_delivery=Delivery.ack)
     )
     assert connection.is_connected

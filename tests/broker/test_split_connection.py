@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import broker.split
-from broker.connection import Connector, connector
+from broker.connection import Connector
 from broker.memory import MemoryBroker, MemoryConnection
 from broker.split import SplitConnection
 from broker.transport import (
@@ -354,7 +354,7 @@ def test_closing_closes_every_link(forget: bool) -> None:
 
 
 def test_another_broker_is_reached_as_the_same_user() -> None:
-    main = connector(BrokerAddress("hub", 1999, "pi-1", "secret"))
+    main = Connector(BrokerAddress("hub", 1999, "pi-1", "secret"))
     there = main.elsewhere("[::1]:1884")
     assert there == Connector(BrokerAddress("::1", 1884, "pi-1", "secret"))
     assert main.elsewhere("hub") == Connector(BrokerAddress("hub", 1883, "pi-1", "secret"))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,38 +20,10 @@ from PIL import Image
 from broker.embedded import EmbeddedBroker
 from broker.transport import Connect, ConnectionSettings
 from contract.errors import ExitCode
-from shardline.__main__ import main
-from tests.conftest import StartStage
+from tests.conftest import Done, Run, StartStage
 from tests.tiny import HEIGHT, WIDTH, make_tiny_plan, tiny_answer
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """The command in this process, in an empty folder, without anybody's `.env`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["shardline", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        code = left.value.code
-        captured = capsys.readouterr()
-        return Done(0 if code is None else int(code), captured.out, captured.err)
-
-    return call
 
 
 def in_a_process(*arguments: object, cwd: Path, **env: str) -> Done:

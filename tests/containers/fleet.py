@@ -20,10 +20,12 @@ from typing import Any
 import pytest
 import yaml
 
+from contract.version import SHARDLINE_VERSION
+
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits"
 WEIGHTS_IN_PLANNER = "/opt/shardline/app/examples/digits/weights.safetensors"
-VERSION = "0.1.0"
+VERSION = SHARDLINE_VERSION
 UID = 1000  # who owns the files on a Pi, and who the containers run as, if nothing else is said
 
 

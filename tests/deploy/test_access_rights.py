@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.connection import connector
+from broker.connection import Connector
 from broker.transport import BrokerAddress
 from contract import topics
 from contract.topics import Topic, parse_topic
@@ -256,7 +256,7 @@ def test_the_rights_suffice_to_hand_out_shards_publish_a_plan_and_feed_it(
     for device in DEVICES:
         address = BrokerAddress("127.0.0.1", ground.port, device, ground.passwords[device])
         nothing, cache = tmp_path / f"{device}-shards", tmp_path / f"{device}-cache"
-        start_stage(device, nothing, cache_dir=cache, connect=connector(address))
+        start_stage(device, nothing, cache_dir=cache, connect=Connector(address))
     observer = ground.join(OBSERVER)
     observer.subscribe(topics.metrics_filter())
 

@@ -3,10 +3,9 @@
 import json
 import logging
 import re
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
@@ -15,35 +14,15 @@ from contract.errors import ExitCode
 from deploy.credentials import load_or_create
 from deploy.fleet_file import load_fleet
 from deploy.rendering import render_fleet
-from shardline.__main__ import main
+from tests.conftest import Done, Run
 from tests.deploy.fleets import FLEET, write_fleet
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["shardline", "deploy", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return Done(int(left.value.code or 0), captured.out, captured.err)
-
-    return call
+def run(run: Run) -> Run:
+    return partial(run, "deploy")
 
 
 def refused(done: Done, *words: str) -> None:

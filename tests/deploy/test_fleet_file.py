@@ -7,8 +7,9 @@ import pytest
 
 from contract.errors import SettingsError
 from deploy.example import NewMachine, example_fleet, numbered_machines
+from deploy.fields import PLACEHOLDER, memory_bytes
 from deploy.fleet_file import load_fleet, parse_fleet
-from deploy.inventory import PLACEHOLDER, host_and_port, memory_bytes
+from deploy.inventory import host_and_port
 from deploy.kinds import KINDS, Kind
 from tests.deploy.fleets import FLEET, SEPARATE_BROKER
 

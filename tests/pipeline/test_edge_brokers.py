@@ -1,146 +1,25 @@
 """A plan over several Mosquittos: bytes go where they should, and nothing is lost on the way."""
 
-import secrets
-import socket
-import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-import broker.split
-import stage.agent
-from broker.connection import connector
 from broker.embedded import EmbeddedBroker
 from broker.memory import MemoryBroker
 from broker.transport import BrokerAddress
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
 from contract import topics
-from contract.errors import BrokerUnreachableError, ExitCode, PlanError, ShardError
-from contract.plan import EdgeBroker, Plan, place
+from contract.errors import BrokerUnreachableError, PlanError, ShardError
+from contract.plan import EdgeBroker, place
 from contract.status import Event, EventKind, ShardState, parse_status
 from planner.publish import Publisher
-from shardline.__main__ import main
-from stage.agent import StageAgent, StageSettings
 from tests.conftest import eventually
 from tests.pipeline.fakes import Run, make_batches, place_on, publish_plan
-from tests.stage.harness import Listener
+from tests.pipeline.split_site import Site, free_port
 from tests.tiny import make_tiny_plan
-
-
-class Site:
-    """A main broker and two others, three real stages, a client, and somebody who watches."""
-
-    def __init__(self, folder: Path, brokers: dict[str, EmbeddedBroker]) -> None:
-        unique = secrets.token_hex(4)
-        self.folder, self.brokers, self.cluster = folder, brokers, f"test-{unique}"
-        self.connect = connector(brokers["main"].address)
-        self.devices = tuple(f"pi-{index}-{unique}" for index in range(3))
-        self.name = f"client-{unique}"
-        self.plan = make_tiny_plan(folder, devices=self.devices, cluster=self.cluster)
-        self._running: list[tuple[StageAgent, threading.Thread]] = []
-        self.observers: dict[str, Listener] = {}
-
-    def split(self, **edges: str | None) -> Plan:
-        """The plan with brokers by name or address: ``split(e1="a")``."""
-        brokers = [
-            EdgeBroker(
-                edge=int(edge[1:]),
-                address=str(self.brokers[name].address) if name in self.brokers else name,
-            )
-            for edge, name in edges.items()
-            if name is not None
-        ]
-        return place(
-            self.plan, [spot.replicas for spot in self.plan.placement], self.cluster, brokers
-        )
-
-    def start(self, elsewhere: bool = True) -> None:
-        for device in self.devices:
-            agent = StageAgent(
-                StageSettings(device, self.folder, self.cluster, connect_timeout_s=10),
-                self.connect,
-                elsewhere=self.connect.elsewhere if elsewhere else None,
-            )
-            thread = threading.Thread(target=agent.run, name=device)
-            thread.start()
-            self._running.append((agent, thread))
-
-    def publish(self, plan: Plan) -> None:
-        publish_plan(self.connect, plan, self.cluster)
-
-    def client(self, **settings: object) -> Pipeline:
-        settings.setdefault("ready_timeout_s", 15.0)
-        return Pipeline(
-            ClientSettings(name=self.name, cluster=self.cluster, **settings),  # type: ignore[arg-type]
-            self.connect,
-            elsewhere=self.connect.elsewhere,
-        )
-
-    def observe(self) -> None:
-        filters = [topics.input_filter(self.cluster, device) for device in self.devices]
-        filters += [topics.result_filter(self.cluster, self.name)]
-        for name, each in self.brokers.items():
-            listener = Listener(
-                connector(each.address), f"observer-{secrets.token_hex(4)}", *filters
-            )
-            self.observers[name] = listener
-
-    def listen(self, topic_filter: str) -> Listener:
-        """Somebody at the main broker."""
-        name = f"ear-{secrets.token_hex(4)}"
-        self.observers[name] = Listener(self.connect, name, topic_filter)
-        return self.observers[name]
-
-    def carried(self) -> dict[str, Counter[int]]:
-        """How many messages of each edge every broker has carried."""
-        found = {}
-        for name in self.brokers:
-            parsed = [topics.parse_topic(d.topic) for d in list(self.observers[name].heard)]
-            found[name] = Counter(
-                3 if topic.stage_index is None else topic.stage_index for topic in parsed
-            )
-        return found
-
-    def close(self) -> None:
-        for listener in self.observers.values():
-            listener.close()
-        for agent, _ in self._running:
-            agent.stop()
-        for _, thread in self._running:
-            thread.join(timeout=10)
-            assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[dict[str, EmbeddedBroker]]:
-    with EmbeddedBroker() as one, EmbeddedBroker() as two, EmbeddedBroker() as three:
-        yield {"main": one, "a": two, "b": three}
-
-
-@pytest.fixture
-def site(tmp_path: Path, shared: dict[str, EmbeddedBroker]) -> Iterator[Site]:
-    site = Site(tmp_path, shared)
-    yield site
-    site.close()
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody wants to wait five seconds for a broker that a test knows to be away."""
-    monkeypatch.setattr(broker.split, "LINK_TIMEOUT_S", 0.7)
-    monkeypatch.setattr(stage.agent, "EDGE_RETRY_S", 0.2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Case(NamedTuple):
@@ -393,104 +272,6 @@ def test_the_broker_in_memory_refuses_such_a_plan_too(tmp_path: Path, cluster: s
         pytest.raises(PlanError, match="edge 0 has a broker of its own, hub:1883"),
     ):
         pipeline.open()
-
-
-# The command
-
-Shardline = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def shardline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shardline:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["shardline", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "300")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    return call
-
-
-def reach(site: Site) -> Sequence[object]:
-    return ("--broker", site.connect.address, "--cluster", site.cluster)
-
-
-def test_the_command_publishes_brokers_of_edges_and_infers_over_them(
-    site: Site, shardline: Shardline, tmp_path: Path
-) -> None:
-    site.start()
-    folder = tmp_path / "tiny"
-    a, b = site.brokers["a"].address, site.brokers["b"].address
-    edges = ("--edge-broker", f"3={b}", "--edge-broker", f"1={a}")
-    code, out, err = shardline("publish", folder, *reach(site), *edges)
-    assert code == 0, err
-    assert (
-        f"brokers of their own: edge 1 (inputs of stage 1) {a}; edge 3 (results) {b}; "
-        "everything else goes by the main one" in out
-    )
-    site.observe()
-    code, _, err = shardline("infer", "dummy:40", *reach(site), "--username", site.name)
-    assert code == 0, err
-    carried = {name: sorted(count) for name, count in site.carried().items()}
-    assert carried == {"main": [0, 2], "a": [1], "b": [3]}
-    code, out, err = shardline("publish", folder, *reach(site))
-    assert code == 0, err
-    assert "brokers of their own" not in out
-
-
-def test_the_command_tries_the_brokers_before_it_publishes(
-    site: Site, shardline: Shardline, tmp_path: Path, quick: None
-) -> None:
-    site.start()
-    plans = site.listen(topics.plan_topic(site.cluster))
-    port = free_port()
-    edges = ("--edge-broker", f"1=127.0.0.1:{port}")
-    code, _, err = shardline("publish", tmp_path / "tiny", *reach(site), *edges)
-    assert code == ExitCode.BROKER
-    assert f"edge 1 has a broker of its own, 127.0.0.1:{port}: cannot reach" in err
-    edges = ("--edge-broker", f"1={site.connect.address}")
-    code, _, err = shardline("publish", tmp_path / "tiny", *reach(site), *edges)
-    assert code == ExitCode.SETTINGS
-    assert "that is --broker" in err
-    assert plans.heard == []
-
-
-@pytest.mark.parametrize(
-    ("texts", "expected"),
-    [
-        (["pi-8:1883"], "expected EDGE=HOST:PORT"),
-        (["=pi-8:1883"], "expected EDGE=HOST:PORT"),
-        (["-1=pi-8"], "expected EDGE=HOST:PORT"),
-        (["²=pi-8"], "expected EDGE=HOST:PORT"),
-        (["4=pi-8:1883"], "expected an edge of 0 (the inputs of stage 0) to 3 (the results)"),
-        (["9" * 5000 + "=pi-8"], "expected an edge of 0"),
-        (["1=pi-8", "1=pi-9"], "edge 1 has a broker already"),
-        (["1="], "expected host or host:port"),
-        (["1=pi-8:0"], "expected host or host:port"),
-        (["1=pi 8"], "expected host or host:port"),
-    ],
-)
-def test_an_option_that_is_none_is_refused_with_what_was_expected(
-    tmp_path: Path, shardline: Shardline, texts: list[str], expected: str
-) -> None:
-    make_tiny_plan(tmp_path, devices=())
-    options = [part for text in texts for part in ("--edge-broker", text)]
-    code, _, err = shardline("publish", tmp_path / "tiny", *options)
-    assert code == ExitCode.SETTINGS
-    assert expected in err.replace("\n", " ")
-    assert "Traceback" not in err
-
-
-def test_show_prints_the_brokers_of_edges(site: Site, shardline: Shardline, tmp_path: Path) -> None:
-    code, out, _ = shardline("show", tmp_path / "tiny")
-    assert code == 0
-    assert "brokers of their own" not in out
-    (tmp_path / "tiny" / "plan.json").write_text(site.split(e3="hub:1999", e0="hub").to_json())
-    code, out, _ = shardline("show", tmp_path / "tiny")
-    assert "edge 0 (inputs of stage 0) hub; edge 3 (results) hub:1999;" in out
 
 
 def test_an_address_of_the_main_broker_keeps_the_edge_there(site: Site) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.connection import connector
+from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from broker.memory import MemoryBroker
 from broker.transport import BrokerAddress, Callbacks, Connect, ConnectionSettings
@@ -156,12 +156,6 @@ def test_a_stage_process_that_waits_for_its_broker_ends_on_sigterm(tmp_path: Pat
         process.kill()
 
 
-@pytest.fixture
-def own_broker() -> Iterator[EmbeddedBroker]:
-    with EmbeddedBroker() as broker:
-        yield broker
-
-
 def test_a_broker_killed_and_restarted_loses_nothing(
     tmp_path: Path,
     own_broker: EmbeddedBroker,
@@ -172,7 +166,7 @@ def test_a_broker_killed_and_restarted_loses_nothing(
     start_stage: StartStage,
 ) -> None:
     """It comes back with nothing: no session, no retained plan, no message."""
-    connect = connector(own_broker.address)
+    connect = Connector(own_broker.address)
     for device in devices:
         start_stage(device, tmp_path, connect=connect)
     publish_plan(connect, plan, cluster)

@@ -1,0 +1,109 @@
+"""`shardline deploy check`: the devices asked what is wrong with them, and what to do about it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from shardline import options
+from shardline.options import option
+
+if TYPE_CHECKING:
+    from deploy.check import Finding
+
+
+def run(
+    fleet: options.FleetFile = options.FLEET_FILE,
+    # Variables of their own: fleet.yaml knows all three, and a container's SHARDLINE_BROKER is that
+    # of the folder which it was started in, not of the fleet that is asked.
+    broker: Annotated[
+        str | None,
+        option(
+            "--broker", "Address of the broker; default: fleet.yaml's.", variable="FLEET_BROKER"
+        ),
+    ] = None,
+    username: Annotated[
+        str | None,
+        option(
+            "--username",
+            "User name at the broker; default: fleet.yaml's planner.",
+            variable="FLEET_USERNAME",
+        ),
+    ] = None,
+    password_file: Annotated[
+        Path | None,
+        option(
+            "--password-file",
+            "File that holds its password; default: credentials/USER beside fleet.yaml.",
+            variable="FLEET_PASSWORD_FILE",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, option("--timeout", "Seconds to wait for the devices' answers.", min=0.1)
+    ] = 15.0,
+    as_json: options.Json = False,
+) -> None:
+    """Ask every device what is wrong with it: clock, memory, disk, power, architecture."""
+    from contract.errors import DeviceUnfitError
+    from contract.version import SHARDLINE_VERSION
+    from deploy.check import Verdict, judge
+    from deploy.examine import examine_fleet
+    from deploy.fleet_file import load_fleet
+    from deploy.inventory import host_and_port
+    from shardline.connecting import connect_to
+    from shardline.console import print_json, steps
+
+    known = load_fleet(fleet)
+    user = username or known.planner
+    where = broker or host_and_port(known.broker_address, known.broker.port)
+    with steps("checking") as step:
+        heard = examine_fleet(
+            connect_to(where, user, password_file or _rendered_password(fleet, user)),
+            known.cluster,
+            user,
+            [device.name for device in known.devices],
+            timeout,
+            step,
+        )
+    findings = [
+        finding
+        for device in known.devices
+        for finding in judge(device, *heard[device.name], SHARDLINE_VERSION)
+    ]
+    if as_json:
+        print_json([finding.model_dump(mode="json") for finding in findings])
+    else:
+        _print_findings(findings)
+    bad = sorted({finding.device for finding in findings if finding.verdict is Verdict.PROBLEM})
+    if bad:
+        raise DeviceUnfitError(f"problems with {', '.join(bad)}; the table says what to do")
+
+
+def _rendered_password(fleet: Path, user: str) -> Path | None:
+    """Where `deploy render` keeps the user's password; None if it never wrote one."""
+    from deploy.rendering import CREDENTIALS
+
+    file = fleet.parent / CREDENTIALS / user
+    try:
+        return file if file.exists() else None
+    except OSError:  # the folder belongs to somebody else: connecting says so, with the path
+        return file
+
+
+def _print_findings(findings: "list[Finding]") -> None:
+    """The table, and below it what to do about each thing that is not well."""
+    from rich.markup import escape
+
+    from deploy.check import Verdict
+    from shardline.console import out
+    from shardline.plan_table import new_table
+
+    colours = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "red"}
+    table = new_table("what the devices say")
+    for column in ("device", "what", "", "detail"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        mark = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
+        table.add_row(finding.device, finding.what, mark, escape(finding.detail))
+    out.print(table)
+    for finding in findings:
+        if finding.remedy:
+            out.print(f"{finding.device}, {finding.what}: {finding.remedy}", markup=False)

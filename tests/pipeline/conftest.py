@@ -1,0 +1,43 @@
+"""Fixtures of the pipeline tests: a fleet over several brokers, and one without shards."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import broker.split
+import stage.agent
+from broker.embedded import EmbeddedBroker
+from broker.transport import Connect
+from tests.conftest import StartStage
+from tests.pipeline.hand_out_fleet import Fleet
+from tests.pipeline.split_site import Site
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[dict[str, EmbeddedBroker]]:
+    with EmbeddedBroker() as one, EmbeddedBroker() as two, EmbeddedBroker() as three:
+        yield {"main": one, "a": two, "b": three}
+
+
+@pytest.fixture
+def site(tmp_path: Path, shared: dict[str, EmbeddedBroker]) -> Iterator[Site]:
+    site = Site(tmp_path, shared)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody wants to wait five seconds for a broker that a test knows to be away."""
+    monkeypatch.setattr(broker.split, "LINK_TIMEOUT_S", 0.7)
+    monkeypatch.setattr(stage.agent, "EDGE_RETRY_S", 0.2)
+
+
+@pytest.fixture
+def fleet(
+    tmp_path: Path, cluster: str, start_stage: StartStage, connect: Connect
+) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path, cluster, start_stage, connect)
+    yield fleet
+    fleet.observer.close()
