@@ -107,10 +107,20 @@ def render(
     as_json: options.Json = False,
 ) -> None:
     """Write a folder for every machine and every user. Passwords are made once and then kept."""
+    from deploy.inventory import DEFAULT_UNIX_ID
     from deploy.rendering import render_fleet
-    from shardline.console import out, print_json
+    from shardline.console import err, out, print_json
 
-    outcome = render_fleet(fleet, folder, (os.getuid(), os.getgid()), force=force)
+    by_root = os.getuid() == 0
+    owner = (DEFAULT_UNIX_ID, DEFAULT_UNIX_ID) if by_root else (os.getuid(), os.getgid())
+    outcome = render_fleet(fleet, folder, owner, force=force)
+    if by_root:  # no container runs as root, and these files are root's
+        err.print(
+            f"rendered by root; containers run as user {DEFAULT_UNIX_ID}, so give it the files: "
+            f"chown -R {DEFAULT_UNIX_ID}:{DEFAULT_UNIX_ID} {outcome.folder}",
+            markup=False,
+            soft_wrap=True,
+        )
     if as_json:
         print_json(_summary(outcome))
         return

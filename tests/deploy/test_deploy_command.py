@@ -157,6 +157,20 @@ def test_a_password_is_in_no_repr_of_what_is_rendered(
         assert password not in repr(inputs) + repr(outcome)
 
 
+@pytest.mark.parametrize(("uid", "runs_as"), [(0, 1000), (1234, 1234)])
+def test_containers_of_this_machine_run_as_who_renders_but_never_as_root(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, runs_as: int
+) -> None:
+    monkeypatch.setattr("os.getuid", lambda: uid)
+    monkeypatch.setattr("os.getgid", lambda: uid)
+    run("init", *DEVICES)
+    done = run("render")
+    for folder in ("planner", "clients/client"):
+        text = (tmp_path / "fleet" / folder / ".env").read_text()
+        assert f"SHARDLINE_UID={runs_as}\nSHARDLINE_GID={runs_as}\n" in text
+    assert ("chown -R 1000:1000 fleet" in done.err) == (uid == 0)
+
+
 def commands() -> dict[str, Any]:
     from shardline.app import app
 
