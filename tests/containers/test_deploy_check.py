@@ -1,6 +1,7 @@
 """`shardline deploy check` against containers with one thing wrong with each."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,7 @@ def test_a_device_with_nothing_wrong_has_no_finding(findings: dict[str, dict[str
 @pytest.mark.parametrize(
     ("device", "what", "verdict", "words"),
     [
-        ("clock", "clock", "problem", ("7200", "behind", "timedatectl")),
+        ("clock", "clock", "problem", ("behind", "timedatectl")),
         ("no-controller", "memory limit", "problem", ("cgroup_enable=memory", "cmdline.txt")),
         ("disk-full", "disk", "problem", ("0.1 GB free",)),
         ("disk-locked", "disk", "problem", ("cannot be written",)),
@@ -131,6 +132,16 @@ def test_each_thing_wrong_is_found_and_says_what_to_do(
     assert finding["verdict"] == verdict
     text = f"{finding['detail']} {finding['remedy']}".replace(",", "")
     assert all(word in text for word in words), text
+
+
+def test_a_clock_s_error_is_told_as_exactly_as_it_says(findings: dict[str, dict[str, Any]]) -> None:
+    detail = findings["clock"]["clock"]["detail"]
+    found = re.fullmatch(r"([\d.]+) s behind this machine \(± ([\d.]+) s\)", detail)
+    assert found, detail
+    behind_s, doubt_s = float(found[1]), float(found[2])
+    rounding_s = 0.01  # both are printed with two decimals
+    assert abs(behind_s - 7200) <= doubt_s + rounding_s
+    assert doubt_s < 1
 
 
 def test_nothing_else_is_complained_about(findings: dict[str, dict[str, Any]]) -> None:
