@@ -17,12 +17,15 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from contract import topics
 from contract.errors import PlanError
 from contract.frozen import FrozenModel, explain
+from contract.prediction import Measurement, Prediction, SegmentCosts, Verdict
 from contract.tensor_spec import TensorSpec
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
 PLAN_FILE = "plan.json"
 MAX_PLAN_BYTES = 4 * 1024 * 1024
-Codec = Literal["float32"]
+Codec = Literal["float32", "float16", "int8", "int8-per-channel"]
+"""How an activation travels: as it is, in half precision, or in 8 bits with a scale for the whole
+tensor or for each of its channels."""
 
 
 MAX_ADDRESS = 262  # the longest host name, a colon, five digits
@@ -132,10 +135,14 @@ class Verification(FrozenModel):
 
 
 class Replica(FrozenModel):
-    """A device that serves a stage. ``speed`` weighs its share of the batches."""
+    """A device that serves a stage. ``speed`` weighs its share of the batches.
+
+    ``prepack``: whether its engine may keep a reordered copy of the weights, which is faster.
+    """
 
     device: Annotated[str, AfterValidator(_device_name)]
     speed: float = Field(default=1.0, gt=0)
+    prepack: bool = True
 
 
 class Placement(FrozenModel):
@@ -167,7 +174,7 @@ class StageTopics(FrozenModel):
 class Plan(FrozenModel):
     """Stages, placement, topic map, tensor specs and what was measured when it was built."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     plan_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     name: str
     model: ModelInfo
@@ -179,6 +186,10 @@ class Plan(FrozenModel):
     placement: tuple[Placement, ...] = ()
     topic_map: tuple[StageTopics, ...] = ()
     edge_brokers: tuple[EdgeBroker, ...] = ()
+    segments: tuple[SegmentCosts, ...] = ()
+    prediction: Prediction | None = None
+    verdict: Verdict | None = None
+    measurement: Measurement | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -239,9 +250,6 @@ class Plan(FrozenModel):
     def to_json(self) -> str:
         """The document of ``plan.json`` and of the retained plan message."""
         return self.model_dump_json(indent=1)
-
-
-_COMPUTATION = {"inputs", "outputs", "codec", "graph", "weights"}
 
 
 def compute_plan_id(digest: str, stages: Sequence[StageSpec]) -> str:
