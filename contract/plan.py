@@ -231,6 +231,11 @@ class Plan(FrozenModel):
                 return self.stages[place.stage_index]
         return None
 
+    def replica_of(self, device: str) -> Replica | None:
+        """What the placement says of ``device``, if it serves a stage."""
+        replicas = (replica for spot in self.placement for replica in spot.replicas)
+        return next((replica for replica in replicas if replica.device == device), None)
+
     def edge_addresses(self, edges: Collection[int] | None = None) -> dict[int, str]:
         """The brokers of these edges (of all, for None) that are not on the main broker."""
         return {
@@ -248,8 +253,13 @@ class Plan(FrozenModel):
         return widest * images + 64 * 1024
 
     def to_json(self) -> str:
-        """The document of ``plan.json`` and of the retained plan message."""
+        """The document of ``plan.json``."""
         return self.model_dump_json(indent=1)
+
+    def to_message(self) -> str:
+        """The retained plan message: the plan without what only whoever planned it reads."""
+        report = {"segments": (), "verdict": None, "measurement": None}
+        return self.model_copy(update=report).model_dump_json()
 
 
 def compute_plan_id(digest: str, stages: Sequence[StageSpec]) -> str:
@@ -276,7 +286,8 @@ def place(
 ) -> Plan:
     """The same plan on other devices, with the topic map that follows from it.
 
-    ``edge_brokers`` belong to the placement: those that the plan had before are not kept.
+    ``edge_brokers`` belong to the placement: those that the plan had before are not kept. Nor are
+    prediction, verdict and measurement, where the devices of a stage are others than before.
 
     Raises:
         PlanError: there is not at least one device for every stage, or one is named twice; an edge
@@ -292,15 +303,15 @@ def place(
             Placement(stage_index=index, replicas=tuple(replicas))
             for index, replicas in enumerate(devices)
         )
-        topic_map = _map_topics(plan.plan_id, places, cluster)
-        return Plan.model_validate(
-            {
-                **dict(plan),
-                "placement": places,
-                "topic_map": topic_map,
-                "edge_brokers": tuple(edge_brokers),
-            }
-        )
+        placed = {
+            **dict(plan),
+            "placement": places,
+            "topic_map": _map_topics(plan.plan_id, places, cluster),
+            "edge_brokers": tuple(edge_brokers),
+        }
+        if places != plan.placement:
+            placed |= {"prediction": None, "verdict": None, "measurement": None}
+        return Plan.model_validate(placed)
     except ValidationError as error:
         raise PlanError(f"plan {plan.name}: {explain(error)}") from error
 

@@ -132,7 +132,7 @@ class Publisher:
         topic = topics.plan_topic(self._cluster)
         self._settle()
         self._fleet.forget_failures()
-        future = self._connection.publish(topic, plan.to_json().encode(), retain=True)
+        future = self._connection.publish(topic, plan.to_message().encode(), retain=True)
         try:
             future.result(timeout=10)
         except TimeoutError:

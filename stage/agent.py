@@ -257,6 +257,8 @@ class StageAgent:
             self._report(EventKind.MESSAGE_REJECTED, str(error))
             return
         spec = plan.stage_of(self._settings.device) if plan is not None else None
+        replica = plan.replica_of(self._settings.device) if plan is not None else None
+        prepack = replica is None or replica.prepack
         problem = self._reach_the_edges(plan, spec)
         self._unserved = payload if problem else None
         self._retry_at = time.monotonic() + EDGE_RETRY_S
@@ -266,8 +268,8 @@ class StageAgent:
                 spec is not None
                 and plan is not None
                 and problem is None
-                and (loaded.plan.plan_id, loaded.spec.stage_index)
-                == (plan.plan_id, spec.stage_index)
+                and (loaded.plan.plan_id, loaded.spec.stage_index, loaded.prepack)
+                == (plan.plan_id, spec.stage_index, prepack)
             ):
                 self._runner.load(
                     replace(
@@ -289,11 +291,11 @@ class StageAgent:
         if self._fetcher is not None:
             self._fetcher.use(frozenset((spec.graph.sha256, spec.weights.sha256)))
         try:
-            engine = self._loader.load(plan, spec)
+            engine = self._loader.load(plan, spec, prepack)
         except ShardlineError as error:
             self._fail(plan, spec, str(error))
             return
-        self._runner.load(LoadedStage(plan, spec, engine, plan.max_message_bytes()))
+        self._runner.load(LoadedStage(plan, spec, engine, plan.max_message_bytes(), prepack))
         self._announcer.set_shard(ShardState.READY, plan, spec)
         self._report(EventKind.SHARD_READY, f"stage {spec.stage_index} of plan {plan.plan_id}")
 

@@ -38,8 +38,10 @@ class ShardLoader:
         copy = find_copy(self._shards_dir, fetch.plan_id, fetch.stage_index, fetch.files)
         return copy is not None and copy not in self._damaged
 
-    def load(self, plan: Plan, spec: StageSpec) -> Engine:
+    def load(self, plan: Plan, spec: StageSpec, prepack: bool = True) -> Engine:
         """An engine that has run one batch of zeros: its first real batch is as fast as any.
+
+        Weights are prepacked where both the plan (``prepack``) and this device's settings allow it.
 
         Raises:
             ShardError: no shard of this stage here, or a damaged one. What is damaged in the
@@ -59,7 +61,7 @@ class ShardLoader:
             raise ShardError(
                 f"{error} It was thrown out of the cache: `shardline publish` hands it out anew"
             ) from error
-        engine = load_engine(self._engine, shard, self._threads, self._prepack)
+        engine = load_engine(self._engine, shard, self._threads, self._prepack and prepack)
         # The first run allocates and packs: it must not be a batch that somebody waits for.
         engine.run(
             {

@@ -35,12 +35,13 @@ Report = Callable[[EventKind, str], None]
 
 @dataclass(frozen=True, slots=True)
 class LoadedStage:
-    """A stage of a plan with its shard in memory."""
+    """A stage of a plan with its shard in memory, its weights prepacked if the plan says so."""
 
     plan: Plan
     spec: StageSpec
     engine: Engine
     max_message_bytes: int
+    prepack: bool = True
 
     @property
     def is_last(self) -> bool:
