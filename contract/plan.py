@@ -374,3 +374,20 @@ def load_plan(path: Path) -> Plan:
             "`shardline plan` wrote, for example shards/built/resnet18"
         ) from error
     return parse_plan(document, str(file))
+
+
+def save_plan(plan: Plan, path: Path) -> Path:
+    """Write ``plan.json``, given the file or its folder, in one step; the file written.
+
+    Raises:
+        PlanError: it cannot be written there.
+    """
+    file = path / PLAN_FILE if path.is_dir() else path
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_text(plan.to_json() + "\n")
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise PlanError(f"{file}: cannot write the plan ({error.strerror})") from error
+    return file

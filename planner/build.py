@@ -1,57 +1,40 @@
-"""Builds a plan: cuts the model, writes the shards, verifies them as written, writes the plan."""
+"""Builds a plan: decides, writes the shards, verifies them as written, writes the plan."""
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 import onnx
 import onnxruntime
 
-from contract.errors import ModelError
+from contract.errors import ModelError, VerificationError
 from contract.plan import (
-    PLAN_FILE,
+    Codec,
     Plan,
-    Replica,
     StageSpec,
     Verification,
     compute_plan_id,
     place,
+    save_plan,
 )
-from contract.topics import DEFAULT_CLUSTER, check_name
-from planner.graph import SegmentedGraph, edge_bytes
+from contract.topics import check_name
+from planner.choose import Choice, choose, segment_curve
+from planner.codec_choice import CodecCheck, check_codecs
+from planner.cost_model import stage_costs
+from planner.graph import SegmentedGraph
 from planner.importers.imported_model import ImportedModel
 from planner.onnx_graph import to_bytes
-from planner.partition import Method, partition, stage_times
-from planner.profiler import Profile, profile_segments
+from planner.predict import replicas
 from planner.progress import Progress, silent
-from planner.refine import correct, refine
-from planner.split import StageGraph, boundaries_of, find_tied_weights, split_graph
-from planner.verify import describe, verify_shards
+from planner.request import PlanRequest
+from planner.split import StageGraph, find_tied_weights, split_graph
+from planner.verify import describe, verification_batch, verify_shards
 from shards.manifest import ShardManifest
 from shards.writer import ShardFiles, atomic_folder, write_manifest, write_shard_files
 
-
-@dataclass(frozen=True)
-class PlanRequest:
-    """What a plan is to be.
-
-    ``cuts`` names the cut points; without it, ``num_stages`` stages are chosen by ``partitioner``.
-    With a ``profile``, it alone decides and predicts; without, everything is measured here.
-    ``devices`` are the replicas of every stage in order; a plan without them is placed later. The
-    plan goes to ``out_dir / name``.
-    """
-
-    name: str
-    out_dir: Path
-    num_stages: int = 1
-    cuts: tuple[str, ...] | None = None
-    batch_size: int = 1
-    threads: int = 1
-    partitioner: Method = "exact"
-    profile: Profile | None = None
-    devices: tuple[tuple[Replica, ...], ...] | None = None
-    cluster: str = DEFAULT_CLUSTER
+CALIBRATION_IMAGES = 32
+"""Made-up images on which a lossy codec is judged where nobody gave any."""
 
 
 def build_plan(
@@ -71,7 +54,7 @@ def build_plan(
         progress: called as steps advance.
 
     Raises:
-        PartitionError: fewer segments than stages, or no such cut point.
+        PartitionError: fewer segments than stages, no such cut point, or nothing that fits.
         VerificationError: the shards do not compute what the reference computes.
         SettingsError: the name cannot be a folder and a level of a topic.
         PlanError: the devices do not fit the stages.
@@ -79,55 +62,26 @@ def build_plan(
     check_name("plan", request.name)
     if request.batch_size < 1:
         raise ModelError(f"batch size {request.batch_size}, expected at least 1")
-    boundaries, profile = choose_boundaries(graph, request, progress)
-    stages = split_graph(graph, boundaries)
-    predictions = stage_times(profile.segment_ms, edge_bytes(graph, request.batch_size), boundaries)
+    choices = choose(graph, request, progress)
     with atomic_folder(request.out_dir / request.name) as folder:
-        specs = []
-        for index, (stage, predicted_ms) in enumerate(zip(stages, predictions, strict=True)):
-            progress("writing shards", index / len(stages))
-            files = write_stage(folder / f"stage-{index}", stage)
-            specs.append(_stage_spec(index, stage, files, predicted_ms))
-        plan = _assemble_plan(graph, request, specs, find_tied_weights(stages))
-        for spec in plan.stages:
-            write_manifest(folder / spec.folder, _manifest(plan, spec))
-        progress("verifying the written shards", 0.0)
-        comparison = verify_shards(folder, plan, imported.reference, request.threads)
-        verification = describe(comparison, imported.reference_name)
+        for number, choice in enumerate(choices):
+            progress("writing shards", number / len(choices))
+            plan = _write(graph, request, choice, folder)
+            progress("verifying the written shards", 0.0)
+            comparison = verify_shards(folder, plan, imported.reference, request.threads)
+            check = _check(graph, request, choice, folder, plan) if choice.is_lossy else None
+            if check is None or _is_good_enough(check, request):
+                break
+            for spec in plan.stages:
+                shutil.rmtree(folder / spec.folder)
+        else:
+            raise VerificationError(f"plan {request.name}: no choice of codecs is accurate enough")
+        verification = describe(comparison, imported.reference_name, check)
         plan = plan.model_copy(update={"verification": verification})
-        if request.devices is not None:
-            plan = place(plan, request.devices, request.cluster)
-        (folder / PLAN_FILE).write_text(plan.to_json() + "\n")
+        plan = _placed(plan, graph, request, choice)
+        save_plan(plan, folder)
         progress("verifying the written shards", 1.0)
     return plan
-
-
-def choose_boundaries(
-    graph: SegmentedGraph, request: PlanRequest, progress: Progress = silent
-) -> tuple[list[int], Profile]:
-    """Segment boundaries as requested, and the segment times that predict the stages.
-
-    Raises:
-        PartitionError: there are fewer segments than stages, or no such cut point.
-    """
-    if request.cuts is None:
-        # Before anything is measured: are there enough cut points at all?
-        flat = [1.0] * graph.num_segments
-        edges = edge_bytes(graph, request.batch_size)
-        boundaries = partition(flat, edges, request.num_stages, "even")
-    else:
-        boundaries = boundaries_of(graph, request.cuts)
-    fixed = request.cuts is not None or request.partitioner == "even"
-    if request.profile is not None:
-        if not fixed:
-            times = request.profile.segment_ms
-            boundaries = partition(times, edges, request.num_stages, request.partitioner)
-        return boundaries, request.profile
-    profile = profile_segments(graph, request.batch_size, request.threads, progress=progress)
-    if fixed:
-        return boundaries, correct(graph, profile, tuple(boundaries))[0]
-    refined = refine(graph, profile, request.num_stages, request.partitioner, progress=progress)
-    return list(refined.boundaries), refined.profile
 
 
 def write_stage(folder: Path, stage: StageGraph) -> ShardFiles:
@@ -144,18 +98,70 @@ def engine_versions() -> dict[str, str]:
     }
 
 
-def _stage_spec(index: int, stage: StageGraph, files: ShardFiles, predicted_ms: float) -> StageSpec:
+def _write(graph: SegmentedGraph, request: PlanRequest, choice: Choice, folder: Path) -> Plan:
+    """Write the shards of a choice; the plan, not yet verified or placed."""
+    stages = split_graph(graph, choice.decision.boundaries)
+    problem = choice.decision.problem
+    specs = []
+    for index, (stage, where) in enumerate(zip(stages, choice.decision.stages, strict=True)):
+        files = write_stage(folder / f"stage-{index}", stage)
+        device = problem.device(where.devices[0])
+        costs = stage_costs(problem, device, where.first, where.end)
+        predicted_ms = None if costs is None else costs.processor_ms
+        specs.append(_stage_spec(index, stage, files, choice.codecs[index], predicted_ms))
+    plan = _assemble_plan(graph, request, specs, find_tied_weights(stages))
+    for spec in plan.stages:
+        write_manifest(folder / spec.folder, _manifest(plan, spec))
+    return plan
+
+
+def _placed(plan: Plan, graph: SegmentedGraph, request: PlanRequest, choice: Choice) -> Plan:
+    """The plan on its devices, if they are known, with what it is expected to do there."""
+    problem = choice.decision.problem
+    plan = plan.model_copy(update={"segments": segment_curve(graph, problem)})
+    if request.devices is not None:
+        return place(plan, request.devices, request.cluster)
+    if not choice.site.are_known:
+        return plan
+    placed = place(plan, replicas(problem, choice.decision.solution), request.cluster)
+    report = {"prediction": choice.prediction, "verdict": choice.verdict}
+    return placed.model_copy(update=report)
+
+
+def _check(
+    graph: SegmentedGraph, request: PlanRequest, choice: Choice, folder: Path, plan: Plan
+) -> CodecCheck:
+    """What the codecs of a choice cost in accuracy."""
+    calibration = request.calibration
+    if calibration is not None:
+        images, labels = calibration.images, calibration.labels
+    else:
+        model_input = graph.model.info.input
+        images = verification_batch(model_input, graph.model.inputs[0], CALIBRATION_IMAGES)
+        labels = ()
+    return check_codecs(folder, plan, choice.codecs, images, labels, request.threads)
+
+
+def _is_good_enough(check: CodecCheck, request: PlanRequest) -> bool:
+    """Codecs that were asked for by name are taken as they are; the plan records what they cost."""
+    return request.codec != "auto" or check.accuracy_drop_points <= request.max_accuracy_drop
+
+
+def _stage_spec(
+    index: int, stage: StageGraph, files: ShardFiles, codec: Codec, predicted_ms: float | None
+) -> StageSpec:
     return StageSpec(
         stage_index=index,
         first_segment=stage.first_segment,
         end_segment=stage.end_segment,
         inputs=stage.inputs,
         outputs=stage.outputs,
+        codec=codec,
         graph=files.graph,
         weights=files.weights,
         weight_bytes=stage.weight_bytes,
         flops_per_image=stage.flops_per_image,
-        predicted_ms_per_batch=round(predicted_ms, 4),
+        predicted_ms_per_batch=None if predicted_ms is None else round(predicted_ms, 4),
     )
 
 

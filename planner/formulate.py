@@ -1,0 +1,76 @@
+"""From a model's graph, what was measured, and the devices, to the numbers that a decision needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from planner.activations import peak_activation_bytes
+from planner.cost_model import REFERENCE_RELAY
+from planner.graph import SegmentedGraph, edge_bytes
+from planner.problem import BrokerCosts, ClientCosts, DeviceCosts, Problem
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a plan is to run. ``based_on`` says in a sentence where the figures come from.
+
+    ``are_known`` tells devices that have names from stand-ins, which only help to cut.
+    """
+
+    devices: tuple[DeviceCosts, ...]
+    based_on: str
+    broker: BrokerCosts = BrokerCosts()
+    client: ClientCosts = ClientCosts()
+    are_known: bool = True
+
+
+def stand_ins(segment_ms: Sequence[float], count: int) -> Site:
+    """``count`` devices like this machine, without limits: what a plan is cut for when no device is
+    known."""
+    return Site(
+        devices=tuple(
+            DeviceCosts(f"device-{index}", tuple(segment_ms), REFERENCE_RELAY)
+            for index in range(count)
+        ),
+        based_on="this machine's times, without links and memory limits",
+        are_known=False,
+    )
+
+
+def like_this_machine(segment_ms: Sequence[float], names: Sequence[str]) -> Site:
+    """Devices of which only the names are known."""
+    return Site(
+        devices=tuple(DeviceCosts(name, tuple(segment_ms), REFERENCE_RELAY) for name in names),
+        based_on="this machine's times for every device, without links and memory limits",
+    )
+
+
+def formulate(graph: SegmentedGraph, site: Site, batch_size: int) -> Problem:
+    """The problem of placing ``graph`` on ``site``, all activations in float32."""
+    return Problem(
+        devices=site.devices,
+        weight_bytes=tuple(segment.weight_bytes for segment in graph.segments),
+        activation_bytes=tuple(peak_activation_bytes(graph, batch_size)),
+        edge_bytes=tuple(edge_bytes(graph, batch_size)),
+        batch_size=batch_size,
+        broker=site.broker,
+        client=site.client,
+    )
+
+
+def with_factors(problem: Problem, factors: Sequence[float]) -> Problem:
+    """The same problem with the time of each segment times its factor, on every device."""
+
+    def scaled(times: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(ms * factor for ms, factor in zip(times, factors, strict=True))
+
+    return replace(
+        problem,
+        devices=tuple(
+            replace(
+                device,
+                segment_ms=scaled(device.segment_ms),
+                unpacked_ms=None if device.unpacked_ms is None else scaled(device.unpacked_ms),
+            )
+            for device in problem.devices
+        ),
+    )
