@@ -33,6 +33,8 @@ def accept_result(
     answerers += entry.route[-1:] if entry is not None else ()
     if header.route[-1] != sender or sender not in answerers:
         raise WireFormatError(f"{sender} does not serve the last stage of batch {header.batch_id}")
+    if header.codec != "float32":
+        raise WireFormatError(f"a result in the codec {header.codec}, expected float32")
     images = check_tensors("result", plan.stages[-1].outputs, activation.tensors)
     if entry is not None and images != entry.batch.images:
         raise WireFormatError(f"{images} answers for {entry.batch.images} images")

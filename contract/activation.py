@@ -9,7 +9,8 @@
 
 Specification of the container: https://github.com/huggingface/safetensors#format. The checksum
 covers the header too, since a flipped batch id is a wrong result. Header fields are described in
-docs/wire-format.md. This module takes and returns bytes and never touches a socket.
+docs/wire-format.md. The codec is only named here: ``contract/codec.py`` makes and reads the tensors
+that it means. This module takes and returns bytes and never touches a socket.
 """
 
 import json
@@ -22,12 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
+from contract.codec import CODECS, Codec
 from contract.errors import WireFormatError
 from contract.tensor_spec import Tensors
 from contract.topics import is_name, is_plan_id
 
 FORMAT = "shardline/1"
-CODECS = frozenset({"float32"})
 MAX_HEADER_BYTES = 64 * 1024
 MAX_TENSORS = 64
 MAX_RANK = 8
@@ -94,7 +95,7 @@ class Header:
     client: str
     sent_us: int
     trace: tuple[Hop, ...] = ()
-    codec: str = "float32"
+    codec: Codec = "float32"
     scalars: tuple[tuple[str, int], ...] = ()
 
 

@@ -15,6 +15,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from contract import topics
+from contract.codec import Codec as Codec  # it is a word of the plan
+from contract.codec import encoded_bytes
 from contract.errors import PlanError
 from contract.frozen import FrozenModel, explain
 from contract.prediction import Measurement, Prediction, SegmentCosts, Verdict
@@ -23,11 +25,6 @@ from contract.tensor_spec import TensorSpec
 FORMAT_VERSION: Literal[2] = 2
 PLAN_FILE = "plan.json"
 MAX_PLAN_BYTES = 4 * 1024 * 1024
-Codec = Literal["float32", "float16", "int8", "int8-per-channel"]
-"""How an activation travels: as it is, in half precision, or in 8 bits with a scale for the whole
-tensor or for each of its channels."""
-
-
 MAX_ADDRESS = 262  # the longest host name, a colon, five digits
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*))(?::([0-9]{1,5}))?")
 
@@ -112,13 +109,13 @@ class StageSpec(FrozenModel):
 
     @property
     def input_bytes_per_image(self) -> int:
-        """Bytes of activations received for one image."""
+        """Bytes of activations taken for one image, after any codec."""
         return sum(spec.bytes_per_image for spec in self.inputs)
 
     @property
     def output_bytes_per_image(self) -> int:
-        """Bytes of activations sent for one image."""
-        return sum(spec.bytes_per_image for spec in self.outputs)
+        """Bytes of activations sent for one image, as the codec makes them."""
+        return encoded_bytes(self.codec, self.outputs, 1)
 
 
 class Verification(FrozenModel):
@@ -203,6 +200,11 @@ class Plan(FrozenModel):
                 )
             if before.end_segment != after.first_segment:
                 raise ValueError(f"segments between stages {before.stage_index} and next differ")
+        if self.stages[-1].codec != "float32":
+            raise ValueError(
+                f"stage {len(self.stages) - 1} is the last and has codec {self.stages[-1].codec}: "
+                "results travel as float32, as they are"
+            )
         if self.placement and [p.stage_index for p in self.placement] != [
             stage.stage_index for stage in self.stages
         ]:
@@ -244,13 +246,19 @@ class Plan(FrozenModel):
             if edges is None or broker.edge in edges
         }
 
+    def codec_of_edge(self, edge: int) -> Codec:
+        """How an edge travels: edge ``k`` carries the inputs of stage ``k``, the last one results.
+
+        Inputs and results always travel as they are: float32.
+        """
+        return self.stages[edge - 1].codec if edge else "float32"
+
     def max_message_bytes(self, batch_size: int | None = None) -> int:
         """Upper bound of any message of this plan at a batch size, header included."""
         images = self.batch_size if batch_size is None else batch_size
-        widest = max(
-            max(stage.input_bytes_per_image, stage.output_bytes_per_image) for stage in self.stages
-        )
-        return widest * images + 64 * 1024
+        inputs = encoded_bytes("float32", self.stages[0].inputs, images)
+        outputs = [encoded_bytes(stage.codec, stage.outputs, images) for stage in self.stages]
+        return max(inputs, *outputs) + 64 * 1024
 
     def to_json(self) -> str:
         """The document of ``plan.json``."""

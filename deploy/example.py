@@ -4,9 +4,10 @@ import json
 from typing import NamedTuple
 
 from contract.errors import SettingsError
+from contract.kind import Kind
 from deploy.fields import PLACEHOLDER
 from deploy.fleet_file import parse_fleet
-from deploy.kinds import KINDS, Kind
+from deploy.kinds import KINDS
 
 
 class NewMachine(NamedTuple):

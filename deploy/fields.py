@@ -1,6 +1,7 @@
-"""The fields of fleet.yaml one by one: what a name, an address, an amount of memory may be.
+"""The fields of a device file one by one: what a name, an address, an amount of memory may be.
 
-What they must be together is in deploy/inventory.py.
+Links are in deploy/link.py; what the fields must be together is in deploy/inventory.py and
+deploy/device_file.py, which raise :func:`wrong_at`.
 """
 
 import re
@@ -8,16 +9,26 @@ from ipaddress import ip_address
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from contract.errors import SettingsError
 from contract.topics import check_name
 
 PLACEHOLDER = "change-me"
+AT_PLACE = "at_place"
+"""Type of the errors that carry their place in their context."""
+Place = tuple[str | int, ...]
+"""Where in a document something is: names of fields, positions in lists."""
 
 _HOST = re.compile(r"(?!-)[A-Za-z0-9.-]{1,253}(?<![.-])")
 _MEMORY = re.compile(r"([1-9][0-9]{0,5})([mg])")
 _UNITS = {"m": 1024**2, "g": 1024**3}
 _LOGIN = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+
+
+def wrong_at(place: Place, message: str) -> PydanticCustomError:
+    """An error of a whole document that belongs to one place of it."""
+    return PydanticCustomError(AT_PLACE, "{message}", {"message": message, "place": list(place)})
 
 
 def _name(text: str) -> str:

@@ -1,20 +1,11 @@
-"""Reads `fleet.yaml`, and says of every error the line, the field, what was expected, what came.
+"""Reads `fleet.yaml`. The rules are in deploy/inventory.py, the YAML in deploy/yaml_document.py."""
 
-Knows YAML and pydantic's errors; the rules themselves are in deploy/inventory.py.
-"""
-
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from deploy.inventory import Fleet
+from deploy.yaml_document import Document, parse_document, read_text
 
-from contract.errors import SettingsError
-from deploy.inventory import AT_PLACE, Fleet
-
-_Place = tuple[int | str, ...]
+PAGE = "docs/deploy.md"
 
 
 def load_fleet(path: Path) -> Fleet:
@@ -23,15 +14,7 @@ def load_fleet(path: Path) -> Fleet:
     Raises:
         SettingsError: the file cannot be read, is no YAML, or describes no fleet.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(
-            f"{path}: cannot read it ({error.strerror}); write one with `shardline deploy init`, "
-            "or name another with --fleet"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: is no UTF-8 text; save it as UTF-8") from error
+    text = read_text(path, "write one with `shardline deploy init`, or name another with --fleet")
     return parse_fleet(text, str(path))
 
 
@@ -41,128 +24,15 @@ def parse_fleet(text: str, where: str) -> Fleet:
     Raises:
         SettingsError: not YAML, or not a fleet.
     """
-    node, document = _read(text, where)
-    _refuse_duplicates(node, where)
-    if not isinstance(document, dict):
-        raise SettingsError(
-            f"{where} line 1: expected fields such as `devices:` and `broker:`, got "
-            f"{_shown(document)}; see docs/deploy.md, or write one with `shardline deploy init`"
-        )
-    try:
-        # By way of JSON: a list is then a tuple, a text a word of an enumeration, and nothing else.
-        return Fleet.model_validate_json(json.dumps(document, default=str))
-    except TypeError as error:
-        raise SettingsError(
-            f"{where}: a field's name is no text ({error}); write it in quotes"
-        ) from error
-    except ValidationError as error:
-        raise SettingsError(_explain(error.errors()[0], node, where)) from error
+    return fleet_document(text, where).read_as(Fleet)
 
 
-def _read(text: str, where: str) -> tuple[yaml.Node | None, object]:
-    """The document as nodes, which know their lines, and as what it says.
+def fleet_document(text: str, where: str) -> Document:
+    """The fields of ``text``, not yet looked at.
 
     Raises:
-        SettingsError: not YAML, or none that this file may use.
+        SettingsError: not YAML, or no fields.
     """
-    try:
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AliasToken):
-                raise SettingsError(
-                    f"{where} line {token.start_mark.line + 1}: an alias (*{token.value}) cannot "
-                    "be used here; write out what it stands for"
-                )
-        node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
-        document: object = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        what = (error.problem or "not valid").removesuffix(":")
-        raise SettingsError(
-            f"{where}{line}: this is no YAML ({what}); check indentation, colons and quotes there"
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SettingsError(
-            f"{where}: this is no YAML that can be used ({error!s:.200}); "
-            "see docs/deploy.md for an example"
-        ) from error
-    return node, document
-
-
-def _refuse_duplicates(node: yaml.Node | None, where: str) -> None:
-    """YAML readers take the last of two equal fields without a word.
-
-    Raises:
-        SettingsError: a field is given twice.
-    """
-    for mapping in _mappings(node):
-        seen: dict[str, int] = {}
-        for key, _ in mapping.value:
-            line = key.start_mark.line + 1
-            if str(key.value) in seen:
-                raise SettingsError(
-                    f"{where} line {line}: `{key.value}` is given a second time (first in line "
-                    f"{seen[key.value]}); remove one of them"
-                )
-            seen[str(key.value)] = line
-
-
-def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
-    waiting = [node]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, yaml.MappingNode):
-            yield node
-            waiting += [value for _, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-
-
-def _explain(error: ErrorDetails, node: yaml.Node | None, where: str) -> str:
-    context = error.get("ctx", {})
-    place = tuple(context["place"]) if error["type"] == AT_PLACE else error["loc"]
-    line = _line_of(node, place)
-    at = f"{where} line {line}"
-    field = ".".join(map(str, place))
-    got = _shown(error["input"])
-    match error["type"]:
-        case "missing":
-            return f"{at}, {field}: this field is missing; add it (docs/deploy.md has an example)"
-        case "extra_forbidden":
-            return f"{at}, {field}: there is no such field; correct its name or remove it"
-        case "value_error" | "at_place":
-            return f"{at}, {field}: {error['msg'].removeprefix('Value error, ')}"
-        case "string_type":
-            return f"{at}, {field}: expected a text, got {got}; write it in quotes"
-        case "enum":
-            expected = context.get("expected", "a known word")
-            return f"{at}, {field}: expected one of {expected}, got {got}; choose one of these"
-        case _:
-            return f"{at}, {field}: {error['msg']}, got {got}; correct it (docs/deploy.md)"
-
-
-def _line_of(node: yaml.Node | None, place: _Place) -> int:
-    """Line of the innermost part of ``place`` that the file has."""
-    line = node.start_mark.line if node is not None else 0
-    for step in place:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == step), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-            if step >= len(node.value):
-                break
-            node = node.value[step]
-            line = node.start_mark.line
-        else:
-            break
-    return line + 1
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return "fields"
-    if isinstance(value, list):
-        return "a list"
-    return "nothing" if value is None else f"{value!r:.60}"
+    return parse_document(
+        text, where, PAGE, f"see {PAGE}, or write one with `shardline deploy init`"
+    )

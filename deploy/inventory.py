@@ -1,22 +1,22 @@
 """`fleet.yaml`: which machines there are, who runs the broker, who may talk to it.
 
-The models and their rules; deploy/fields.py has the single fields, deploy/fleet_file.py reads the
-file and says where in it an error is.
+The models and their rules; deploy/fields.py has the single fields, deploy/planned.py those that
+planning may use, deploy/fleet_file.py reads the file.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from contract.frozen import FrozenModel
+from contract.kind import Kind
 from contract.topics import DEFAULT_CLUSTER
-from deploy.fields import PLACEHOLDER, Address, Login, Memory, Name, UnixId, memory_bytes
-from deploy.kinds import KINDS, Kind, KindFacts
+from deploy.fields import PLACEHOLDER, Address, Login, Name, Place, UnixId, wrong_at
+from deploy.kinds import KINDS
+from deploy.link import Rates
+from deploy.planned import PlannedDevice
 
-AT_PLACE = "at_place"
-"""Type of the errors that carry their place in their context."""
 HEALTH_USER = "health"
 DEFAULT_LOGIN = "pi"
 DEFAULT_UNIX_ID = 1000  # of the first user on Raspberry Pi OS
@@ -26,35 +26,20 @@ RESERVED_FOLDERS = frozenset({"ansible", "clients", "credentials", "observers", 
 """Folders beside those of the machines: no machine may be called so."""
 
 
-class Device(FrozenModel):
+class Device(PlannedDevice):
     """A machine that runs a stage. ``uid`` and ``gid`` are those of ``user`` on it."""
 
-    name: Name
     address: Address
-    kind: Kind
-    memory: Memory | None = None
     user: Login = DEFAULT_LOGIN
     uid: UnixId = DEFAULT_UNIX_ID
     gid: UnixId = DEFAULT_UNIX_ID
 
-    @property
-    def facts(self) -> KindFacts:
-        """What its kind is known for."""
-        return KINDS[self.kind]
-
-    @property
-    def stage_memory(self) -> str:
-        """Memory limit of its stage, as Compose reads it."""
-        return self.memory or self.facts.stage_memory
-
-    @property
-    def stage_memory_bytes(self) -> int:
-        """The same in bytes."""
-        return memory_bytes(self.stage_memory)
-
 
 class Broker(FrozenModel):
-    """Where Mosquitto runs: on a device (then only ``host`` and ``port``), or elsewhere."""
+    """Where Mosquitto runs: on a device (then only ``host``, ``port`` and ``link``), or elsewhere.
+
+    ``link`` is the machine's network card, for planning.
+    """
 
     host: Name
     port: int = Field(default=1883, ge=1, le=65535)
@@ -63,19 +48,12 @@ class Broker(FrozenModel):
     user: Login | None = None
     uid: UnixId | None = None
     gid: UnixId | None = None
+    link: Rates | None = None
 
     @property
     def own_fields(self) -> list[str]:
         """Fields given here that a device would already say of itself."""
         return [name for name in ("address", "kind", "user", "uid", "gid") if getattr(self, name)]
-
-
-_Place = tuple[str | int, ...]
-
-
-def _wrong_at(place: _Place, message: str) -> PydanticCustomError:
-    """An error of the whole document that belongs to one place of it."""
-    return PydanticCustomError(AT_PLACE, "{message}", {"message": message, "place": list(place)})
 
 
 class Machine(NamedTuple):
@@ -110,7 +88,7 @@ class Fleet(FrozenModel):
         seen = {HEALTH_USER: "the broker's health check"}
         for place, user in self._users_with_places():
             if user in seen:
-                raise _wrong_at(
+                raise wrong_at(
                     place,
                     f"the name {user!r} is taken by {seen[user]}; every user of the broker needs a "
                     "name of its own, choose another",
@@ -120,12 +98,12 @@ class Fleet(FrozenModel):
 
     @model_validator(mode="after")
     def _machines_have_folders(self) -> "Fleet":
-        names: list[tuple[_Place, str]] = [
+        names: list[tuple[Place, str]] = [
             (("devices", index, "name"), device.name) for index, device in enumerate(self.devices)
         ]
         for place, name in (*names, (("broker", "host"), self.broker.host)):
             if name in RESERVED_FOLDERS:
-                raise _wrong_at(
+                raise wrong_at(
                     place,
                     f"no machine can be called {name!r}: a folder beside the machines' has that "
                     "name; choose another",
@@ -137,27 +115,27 @@ class Fleet(FrozenModel):
         given = self.broker.own_fields
         if self._device(self.broker.host) is not None:
             if given:
-                raise _wrong_at(
+                raise wrong_at(
                     ("broker", given[0]),
                     f"{self.broker.host!r} is a device, which says its own {' and '.join(given)}; "
                     f"remove {'it' if len(given) == 1 else 'them'} here",
                 )
         elif self.broker.address is None:
             names = ", ".join(device.name for device in self.devices)
-            raise _wrong_at(
+            raise wrong_at(
                 ("broker", "host"),
                 f"{self.broker.host!r} is none of the devices ({names}); name one of them, or add "
                 "the `address` of that machine here",
             )
         if self.broker_address.lower().endswith(".local"):
-            raise _wrong_at(
+            raise wrong_at(
                 ("broker", "host"),
                 f"the broker's address {self.broker_address!r} is one that containers cannot look "
                 "up; give that machine's IP address or a DNS name",
             )
         return self
 
-    def _users_with_places(self) -> Iterator[tuple[_Place, str]]:
+    def _users_with_places(self) -> Iterator[tuple[Place, str]]:
         for index, device in enumerate(self.devices):
             yield ("devices", index, "name"), device.name
         yield ("planner",), self.planner

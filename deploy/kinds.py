@@ -1,18 +1,8 @@
-"""The boards that a fleet may have, and what each can spare. Pure data."""
+"""What deployment knows of each kind of device: its machine, what it can spare. Pure data."""
 
-from enum import StrEnum
 from typing import NamedTuple
 
-
-class Kind(StrEnum):
-    """What a device is, as fleet.yaml writes it."""
-
-    RASPBERRY_PI_ZERO_2_W = "raspberry-pi-zero-2-w"
-    RASPBERRY_PI_3B_PLUS = "raspberry-pi-3b-plus"
-    RASPBERRY_PI_4 = "raspberry-pi-4"
-    RASPBERRY_PI_5 = "raspberry-pi-5"
-    OTHER_ARM64 = "other-arm64"
-    OTHER_AMD64 = "other-amd64"
+from contract.kind import Kind
 
 
 class KindFacts(NamedTuple):

@@ -15,11 +15,11 @@ from functools import partial
 from broker.transport import Connection, Delivery, PublishOutcome
 from contract import topics
 from contract.activation import Activation, Header, Hop, decode, encode
+from contract.codec import compress, expand
 from contract.errors import (
     BrokerError,
     EngineError,
     MessageTooLargeError,
-    TensorMismatchError,
     WireFormatError,
 )
 from contract.nack import Nack, NackReason
@@ -134,6 +134,12 @@ class StageRunner:
                 NackReason.MISROUTED,
                 f"expected it from {expected}, got it from {address.sender}",
             )
+        codec = loaded.plan.codec_of_edge(index)
+        if header.codec != codec:
+            return (
+                NackReason.INVALID,
+                f"expected the inputs of stage {index} in codec {codec}, got {header.codec}",
+            )
         if self._seen.is_stale(header):
             return NackReason.STALE, f"batch {header.batch_id} is below the low-watermark"
         return None
@@ -143,15 +149,19 @@ class StageRunner:
     ) -> None:
         loaded, header = self._loaded, activation.header
         assert loaded is not None
-        where = f"stage {loaded.spec.stage_index} on {self._device}"
-        started_us, started = now_us(), time.perf_counter()
+        spec, where = loaded.spec, f"stage {loaded.spec.stage_index} on {self._device}"
         try:
-            images = check_tensors(f"{where}, input", loaded.spec.inputs, activation.tensors)
-            outputs = loaded.engine.run(activation.tensors)
-            answered = check_tensors(f"{where}, output", loaded.spec.outputs, outputs)
+            # What the codecs do lies outside of started to finished: that is the engine's time.
+            inputs = expand(header.codec, spec.inputs, activation.tensors, f"{where}, input")
+            started_us, started = now_us(), time.perf_counter()
+            images = check_tensors(f"{where}, input", spec.inputs, inputs)
+            outputs = loaded.engine.run(inputs)
+            answered = check_tensors(f"{where}, output", spec.outputs, outputs)
             if answered != images:
                 raise EngineError(f"{where}: {images} images went in, {answered} came out")
-        except TensorMismatchError as error:
+            finished_us, compute_s = now_us(), time.perf_counter() - started
+            outputs = _compressed(where, spec, outputs)
+        except WireFormatError as error:
             self._refuse(header, NackReason.INVALID, str(error), [delivery])
             return
         except EngineError as error:
@@ -160,10 +170,10 @@ class StageRunner:
         self._counters.add(
             batches=1,
             images=images,
-            compute_s=time.perf_counter() - started,
+            compute_s=compute_s,
             wait_s=max(0, started_us - received_us) / 1e6,
         )
-        hop = Hop(received_us, started_us, now_us(), 0)
+        hop = Hop(received_us, started_us, finished_us, 0)
         self._publish(key, header, delivery, self._output(loaded, header, hop, outputs))
 
     def _output(self, loaded: LoadedStage, header: Header, hop: Hop, outputs: Tensors) -> Output:
@@ -242,6 +252,14 @@ class StageRunner:
             _acknowledge(deliveries)  # the client's deadline covers what it cannot be told
             return
         future.add_done_callback(lambda _done: _acknowledge(deliveries))
+
+
+def _compressed(where: str, spec: StageSpec, outputs: Tensors) -> Tensors:
+    """Outputs as they travel. Values that the codec cannot carry are the engine's failure."""
+    try:
+        return compress(spec.codec, outputs)
+    except WireFormatError as error:
+        raise EngineError(f"{where}, output: {error}") from error
 
 
 def _acknowledge(deliveries: list[Delivery]) -> None:

@@ -54,9 +54,9 @@ def init(
     fleet: options.FleetFile = options.FLEET_FILE,
 ) -> None:
     """Write a commented fleet.yaml to start from."""
+    from contract.kind import Kind
     from deploy import example
     from deploy.fields import PLACEHOLDER
-    from deploy.kinds import Kind
     from shardline.console import out
 
     if (devices is None) == (not device):

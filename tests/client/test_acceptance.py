@@ -72,8 +72,9 @@ def test_the_answer_of_a_device_that_served_it_when_it_was_sent_is_accepted(
         ({"batch_id": BatchId(8, 0)}, "pi-2"),
         ({"batch_id": BatchId(7, 1)}, "pi-2"),
         ({"plan_id": "0" * 16}, "pi-2"),
+        ({"codec": "float16"}, "pi-2"),
     ],
-    ids=["sender", "own route", "stage", "client", "epoch", "number", "plan"],
+    ids=["sender", "own route", "stage", "client", "epoch", "number", "plan", "codec"],
 )
 def test_anything_else_is_not(
     feed: Feed, ledger: Ledger, changes: dict[str, object], sender: str

@@ -242,7 +242,7 @@ def test_another_format_version_is_refused_by_name(version: object) -> None:
     refused(with_metadata(format=version), "format")
 
 
-@pytest.mark.parametrize("codec", ["int8", "float16", "", "FLOAT32", None, 1, ["float32"]])
+@pytest.mark.parametrize("codec", ["int4", "float64", "int8 ", "", "FLOAT32", None, 1, ["float32"]])
 def test_an_unknown_codec_is_refused(codec: object) -> None:
     refused(with_metadata(codec=codec))
 

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from contract import topics
+from contract.activation import encode
+from contract.codec import CODECS, Codec, compress
 from contract.errors import PlanError, ShardlineError
 from contract.plan import (
     MAX_PLAN_BYTES,
@@ -18,6 +21,7 @@ from contract.plan import (
     parse_plan,
     place,
 )
+from contract.tensor_spec import TensorSpec
 from tests.tiny import make_tiny_plan
 
 
@@ -62,7 +66,6 @@ def test_a_plan_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
 def test_the_plan_id_is_frozen() -> None:
     """Devices of different age compute it for the same plan: another value breaks them all."""
     from contract.plan import ShardFile, StageSpec
-    from contract.tensor_spec import TensorSpec
 
     stage = StageSpec(
         stage_index=0,
@@ -100,6 +103,7 @@ def _set(path: str, value: object) -> Any:
         ("stages.0.inputs.0.dtype", "float32"),
         ("stages.0.inputs.0.shape.2", 5),
         ("stages.2.outputs.0.name", "scores"),
+        ("stages.0.codec", "float16"),
     ],
 )
 def test_the_plan_id_changes_with_what_is_computed(plan: Plan, path: str, value: object) -> None:
@@ -170,7 +174,8 @@ def _swap_stages(document: Any) -> None:
         pytest.param(_set("shiny", 1), id="a field unknown"),
         pytest.param(_set("batch_size", 0), id="an empty batch"),
         pytest.param(_set("batch_size", "8"), id="a number as text"),
-        pytest.param(_set("codec", "int9"), id="an unknown codec"),
+        pytest.param(_set("stages.0.codec", "int9"), id="an unknown codec"),
+        pytest.param(_set("stages.2.codec", "int8"), id="results in another codec"),
         pytest.param(_set("stages.0.graph.sha256", "x" * 64), id="a hash that is none"),
         pytest.param(_set("stages.0.inputs.0.dtype", "float33"), id="an unknown dtype"),
         pytest.param(_set("stages.0.inputs.0.shape.2", "width"), id="an unknown dimension"),
@@ -302,12 +307,35 @@ def test_a_device_knows_its_stage(plan: Plan) -> None:
 
 
 def test_the_largest_message_of_a_plan_holds_a_full_batch(plan: Plan) -> None:
-    import numpy as np
-
-    from contract.activation import encode
     from tests.contract.test_activation_format import HEADER
 
     full = encode(HEADER, {"hidden_0": np.zeros((plan.batch_size, 16), np.float32)})
     assert len(full) <= plan.max_message_bytes()
     assert plan.max_message_bytes(1) < plan.max_message_bytes(2)
     assert plan.max_message_bytes() - 64 * 1024 == plan.batch_size * 16 * 4
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_largest_message_of_a_plan_holds_any_codec(plan: Plan, codec: Codec) -> None:
+    """One value an image takes five bytes as int8, one more than as float32."""
+    narrow = TensorSpec(name="hidden_1", dtype="float32", shape=("batch", 1))
+
+    def edit(document: Any) -> None:
+        document["stages"] = document["stages"][:2]
+        document["placement"] = document["topic_map"] = []
+        document["stages"][0] |= {
+            "inputs": [narrow.model_copy(update={"name": "x"}).model_dump()],
+            "outputs": [narrow.model_dump()],
+            "codec": codec,
+        }
+        document["stages"][1] |= {
+            "inputs": [narrow.model_dump()],
+            "outputs": [narrow.model_copy(update={"name": "y"}).model_dump()],
+        }
+
+    thin = parse_plan(changed(plan, edit), "here")
+    assert [thin.codec_of_edge(edge) for edge in range(3)] == ["float32", codec, "float32"]
+    sent = compress(codec, {"hidden_1": np.ones((1000, 1), np.float32)})
+    tensor_bytes = sum(tensor.nbytes for tensor in sent.values())
+    assert thin.max_message_bytes(1000) - 64 * 1024 == max(4000, tensor_bytes)
+    assert thin.stages[0].output_bytes_per_image * 1000 == tensor_bytes

@@ -11,12 +11,12 @@ from broker.memory import MemoryBroker
 from broker.transport import Callbacks, Connection, ConnectionSettings
 from contract import topics
 from contract.command import Examination
+from contract.kind import Kind
 from contract.status import DeviceState, DeviceStatus
 from contract.version import SHARDLINE_VERSION
 from deploy.check import Answer, Finding, Verdict, judge
 from deploy.examine import Heard, examine_fleet
 from deploy.inventory import Device
-from deploy.kinds import Kind
 from stage.agent import StageAgent, StageSettings
 from stage.machine import examine, has_memory_controller, memory_limit, throttled
 from tests.conftest import eventually

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from contract.errors import SettingsError
+from contract.kind import Kind
 from deploy.example import NewMachine, example_fleet, numbered_machines
 from deploy.fields import PLACEHOLDER, memory_bytes
 from deploy.fleet_file import load_fleet, parse_fleet
 from deploy.inventory import host_and_port
-from deploy.kinds import KINDS, Kind
+from deploy.kinds import KINDS
 from tests.deploy.fleets import FLEET, SEPARATE_BROKER
 
 SHORT = """\
