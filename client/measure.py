@@ -181,7 +181,7 @@ def measure_edges(plan: Plan, alone: Phase) -> tuple[EdgeMeasurement, ...]:
         measured.append(
             EdgeMeasurement(
                 edge=edge,
-                bytes_per_batch=plan.edge_bytes(edge) * plan.batch_size,
+                bytes_per_batch=plan.edge_bytes(edge, plan.batch_size),
                 transfer_ms=round(middle, 3) if middle >= 0 else None,
             )
         )

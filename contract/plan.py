@@ -7,39 +7,27 @@ keeps the id, so batches in flight stay valid; any other cut or weight changes i
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from contract import topics
 from contract.codec import Codec as Codec  # it is a word of the plan
 from contract.codec import encoded_bytes
 from contract.errors import PlanError
 from contract.frozen import FrozenModel, explain
+from contract.placement import EdgeBroker as EdgeBroker  # words of the plan
+from contract.placement import Placement as Placement
+from contract.placement import Replica as Replica
+from contract.placement import StageTopics as StageTopics
+from contract.placement import map_topics
 from contract.prediction import Measurement, Prediction, SegmentCosts, Verdict
 from contract.tensor_spec import TensorSpec
 
 FORMAT_VERSION: Literal[2] = 2
 PLAN_FILE = "plan.json"
 MAX_PLAN_BYTES = 4 * 1024 * 1024
-MAX_ADDRESS = 262  # the longest host name, a colon, five digits
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*))(?::([0-9]{1,5}))?")
-
-
-def _device_name(name: str) -> str:
-    if not topics.is_name(name):
-        raise ValueError(f"{name!r:.80} cannot be the name of a device")
-    return name
-
-
-def _broker_address(text: str) -> str:
-    match = _ADDRESS.fullmatch(text) if len(text) <= MAX_ADDRESS else None
-    if match is None or not 0 < int(match[1] or 1) < 65536:
-        raise ValueError(f"{text!r:.80}: expected host or host:port, for example pi-8:1883")
-    return text
 
 
 class ImageInput(FrozenModel):
@@ -118,8 +106,22 @@ class StageSpec(FrozenModel):
         return encoded_bytes(self.codec, self.outputs, 1)
 
 
+class CodecVerification(FrozenModel):
+    """What lossy codecs cost, measured at build time: with them against without, stage by stage.
+
+    ``accuracy_drop_points`` is the loss of accuracy on the ``labelled`` images; without labels, the
+    points by which ``top1_agreement`` is below 100.
+    """
+
+    images: int
+    labelled: int
+    top1_agreement: float
+    accuracy_drop_points: float
+    max_abs_difference: float
+
+
 class Verification(FrozenModel):
-    """The comparison at build time: the sharded model against the whole one."""
+    """The comparison at build time: the sharded model against the whole one, codecs left out."""
 
     reference: str
     images: int
@@ -129,43 +131,7 @@ class Verification(FrozenModel):
     spread_between_images: float
     top1_agreement: float
     conclusive: bool
-
-
-class Replica(FrozenModel):
-    """A device that serves a stage. ``speed`` weighs its share of the batches.
-
-    ``prepack``: whether its engine may keep a reordered copy of the weights, which is faster.
-    """
-
-    device: Annotated[str, AfterValidator(_device_name)]
-    speed: float = Field(default=1.0, gt=0)
-    prepack: bool = True
-
-
-class Placement(FrozenModel):
-    """The devices of one stage."""
-
-    stage_index: int = Field(ge=0)
-    replicas: tuple[Replica, ...] = Field(min_length=1)
-
-
-class EdgeBroker(FrozenModel):
-    """A broker of its own for one edge.
-
-    Edge ``k`` carries the inputs of stage ``k``; the edge after the last stage carries the results.
-    """
-
-    edge: int = Field(ge=0)
-    address: Annotated[str, AfterValidator(_broker_address)]
-
-
-class StageTopics(FrozenModel):
-    """One line of the topic map: where a device listens for a stage, and where its output goes."""
-
-    stage_index: int
-    device: str
-    subscribes: str
-    publishes: tuple[str, ...]
+    codecs: CodecVerification | None = None
 
 
 class Plan(FrozenModel):
@@ -253,12 +219,17 @@ class Plan(FrozenModel):
         """
         return self.stages[edge - 1].codec if edge else "float32"
 
+    def edge_bytes(self, edge: int, images: int) -> int:
+        """Bytes of the tensors of one message of ``images`` images on edge ``edge``."""
+        if edge == 0:
+            return encoded_bytes("float32", self.stages[0].inputs, images)
+        stage = self.stages[edge - 1]
+        return encoded_bytes(stage.codec, stage.outputs, images)
+
     def max_message_bytes(self, batch_size: int | None = None) -> int:
         """Upper bound of any message of this plan at a batch size, header included."""
         images = self.batch_size if batch_size is None else batch_size
-        inputs = encoded_bytes("float32", self.stages[0].inputs, images)
-        outputs = [encoded_bytes(stage.codec, stage.outputs, images) for stage in self.stages]
-        return max(inputs, *outputs) + 64 * 1024
+        return max(self.edge_bytes(e, images) for e in range(self.num_stages + 1)) + 64 * 1024
 
     def to_json(self) -> str:
         """The document of ``plan.json``."""
@@ -314,7 +285,7 @@ def place(
         placed = {
             **dict(plan),
             "placement": places,
-            "topic_map": _map_topics(plan.plan_id, places, cluster),
+            "topic_map": map_topics(plan.plan_id, places, cluster),
             "edge_brokers": tuple(edge_brokers),
         }
         if places != plan.placement:
@@ -322,32 +293,6 @@ def place(
         return Plan.model_validate(placed)
     except ValidationError as error:
         raise PlanError(f"plan {plan.name}: {explain(error)}") from error
-
-
-def _map_topics(plan_id: str, places: Sequence[Placement], cluster: str) -> tuple[StageTopics, ...]:
-    """One line for each device: what it subscribes to, and where its outputs may go."""
-    lines = []
-    following: Sequence[Placement | None] = [*places[1:], None]
-    for place_here, place_next in zip(places, following, strict=True):
-        for replica in place_here.replicas:
-            if place_next is None:
-                publishes = [topics.result_topic(cluster, "CLIENT", replica.device)]
-            else:
-                publishes = [
-                    topics.input_topic(
-                        cluster, to.device, plan_id, place_next.stage_index, replica.device
-                    )
-                    for to in place_next.replicas
-                ]
-            lines.append(
-                StageTopics(
-                    stage_index=place_here.stage_index,
-                    device=replica.device,
-                    subscribes=topics.input_filter(cluster, replica.device),
-                    publishes=tuple(publishes),
-                )
-            )
-    return tuple(lines)
 
 
 def parse_plan(document: str | bytes, where: str) -> Plan:
