@@ -1,0 +1,253 @@
+"""The pipeline drawn: stages as boxes, a card for each device, arrows through the broker.
+
+In each card, what is filled is the time for one batch, on one scale for all devices: solid the
+engine, striped receiving and sending, and a thin line below for its link. An arrow is as thick as
+its edge's bytes. The slowest part is framed and says so.
+"""
+
+from shardline import figures
+from shardline.console import size
+from shardline.report.pipeline_view import DeviceView, EdgeView, PipelineView, StageView
+from shardline.report.svg import Drawing, Number, fit
+
+MOST_ACROSS = 4
+"""More stages than these side by side would be too narrow for their words."""
+
+HEAD, CARD, GAP, PAD = 60, 56, 8, 10
+WIDEST_ARROW, THINNEST_ARROW = 16.0, 1.6
+CLIENT_WIDTH, CLIENT_HEIGHT = 96, 70
+TITLE = "The pipeline"
+
+
+def draw_across(view: PipelineView, name: str, width: Number = 1000) -> str:
+    """The stages from left to right above the broker; for at most ``MOST_ACROSS`` stages."""
+    picture = _begin(view, name, width)
+    count = len(view.stages)
+    margin = 3
+    free = width - 2 * margin - 2 * CLIENT_WIDTH
+    column = min(270.0, (free - 24 * (count + 1)) / count)
+    gap = (free - column * count) / (count + 1)
+    tallest = max(_stage_height(stage, 1) for stage in view.stages)
+    floor = 16 + tallest
+    band = floor + 44
+    lefts = [float(margin)]
+    widths = [float(CLIENT_WIDTH), *[column] * count, float(CLIENT_WIDTH)]
+    for before in widths[:-1]:
+        lefts.append(lefts[-1] + before + gap)
+    _broker(picture, view, margin, band, width - 2 * margin, 104)
+    picture.text(margin + 12, band + 92, _broker_words(view), "small")
+    for edge in view.edges:
+        sender = lefts[edge.index] + widths[edge.index] - 30
+        receiver = lefts[edge.index + 1] + 30
+        thick = _thickness(view, edge)
+        _open_edge(picture, edge)
+        tip = floor + _tip(thick)
+        steps = ("M", sender, floor, "V", band + 20, "H", receiver, "V", tip)
+        picture.path(steps, "arrow", thick)
+        _arrow_head(picture, receiver, floor, 0, thick)
+        middle = (sender + receiver) / 2
+        for line, words in enumerate(_edge_words(edge)):
+            kind = "small strong" if line == 0 else "small"
+            picture.text(middle, band + 50 + 17 * line, words, kind, "middle")
+        picture.close()
+    for index, words in ((0, "sends images"), (-1, "takes results")):
+        _client(picture, view, lefts[index], floor - CLIENT_HEIGHT, CLIENT_WIDTH, words)
+    for stage, left in zip(view.stages, lefts[1:-1], strict=True):
+        _stage(picture, view, stage, left, floor - _stage_height(stage, 1), column, 1)
+    return picture.finish(band + 107)
+
+
+def draw_down(view: PipelineView, name: str, width: Number = 360, cards_in_a_row: int = 1) -> str:
+    """The stages from top to bottom beside the broker; for any number of stages."""
+    picture = _begin(view, name, width)
+    left, band, top, between = 62, 34, 6.0, 62
+    boxes: list[tuple[float, float]] = []
+    heights = [54, *(_stage_height(stage, cards_in_a_row) for stage in view.stages), 54]
+    for height in heights:
+        boxes.append((top, top + height))
+        top += height + between
+    bottom = top - between
+    _broker(picture, view, 2, 2, band, bottom + 2)
+    picture.text(band / 2 + 7, bottom / 2, "MQTT broker", "label", "middle", turn=-90)
+    for edge in view.edges:
+        sender = boxes[edge.index][1] - 18
+        receiver = boxes[edge.index + 1][0] + 18
+        thick = _thickness(view, edge)
+        _open_edge(picture, edge)
+        steps = ("M", left, sender, "H", band + 8, "V", receiver, "H", left - _tip(thick))
+        picture.path(steps, "arrow", thick)
+        _arrow_head(picture, left, receiver, 90, thick)
+        first, second = _edge_words(edge)
+        middle = (boxes[edge.index][1] + boxes[edge.index + 1][0]) / 2
+        picture.text(left + 10, middle - 3, first, "small strong")
+        picture.text(left + 10, middle + 14, second, "small")
+        picture.close()
+    for index, words in ((0, "sends images"), (-1, "takes results")):
+        _client(picture, view, left, boxes[index][0], width - left - 3, words)
+    for stage, (upper, _) in zip(view.stages, boxes[1:-1], strict=True):
+        _stage(picture, view, stage, left, upper, width - left - 3, cards_in_a_row)
+    return picture.finish(bottom + 6)
+
+
+def describe(view: PipelineView) -> str:
+    """The picture in words, for those who do not see it."""
+    parts = []
+    for stage in view.stages:
+        edge = view.edges[stage.spec.stage_index]
+        names = ", ".join(device.name for device in stage.devices) or "no device yet"
+        words = " ".join(_edge_words(edge))
+        mark = " (the bottleneck)" if stage.is_bottleneck else ""
+        parts.append(f"{words} to stage {stage.spec.stage_index}{mark} on {names}")
+    parts.append(f"{' '.join(_edge_words(view.edges[-1]))} back to the client")
+    return "From the client through the broker: " + "; ".join(parts) + "."
+
+
+def _begin(view: PipelineView, name: str, width: Number) -> Drawing:
+    picture = Drawing(name, TITLE, describe(view), width)
+    for kind in ("calm", "hot"):
+        picture.stripes(f"{name}-{kind}", kind)
+    return picture
+
+
+def _stage_height(stage: StageView, cards_in_a_row: int) -> float:
+    rows = max(1, -(-len(stage.devices) // cards_in_a_row))
+    return HEAD + rows * (CARD + GAP) - GAP + PAD
+
+
+def _stage(
+    picture: Drawing,
+    view: PipelineView,
+    stage: StageView,
+    left: float,
+    top: float,
+    width: float,
+    cards_in_a_row: int,
+) -> None:
+    hot = " hot" if stage.is_bottleneck else ""
+    picture.open("")
+    picture.rect(left, top, width, _stage_height(stage, cards_in_a_row), f"stage{hot}", 10)
+    picture.text(left + PAD, top + 23, f"Stage {stage.spec.stage_index}", "heading")
+    if stage.is_bottleneck:
+        _tag(picture, left + width - PAD, top + 8)
+    words = stage.segments
+    if stage.interval_ms is not None:
+        words = f"a batch every {figures.ms(stage.interval_ms)}"
+    picture.text(left + PAD, top + 44, fit(words, width - 2 * PAD, 13), "small")
+    inside = width - 2 * PAD
+    card = (inside - GAP * (cards_in_a_row - 1)) / cards_in_a_row
+    for index, device in enumerate(stage.devices):
+        x = left + PAD + index % cards_in_a_row * (card + GAP)
+        y = top + HEAD + index // cards_in_a_row * (CARD + GAP)
+        _card(picture, view, device, x, y, card, stage.is_bottleneck)
+    if not stage.devices:
+        picture.rect(left + PAD, top + HEAD, inside, CARD, "card absent", 6)
+        picture.text(left + PAD + 10, top + HEAD + 33, "no device yet", "small")
+    picture.close()
+
+
+def _card(
+    picture: Drawing,
+    view: PipelineView,
+    device: DeviceView,
+    x: float,
+    y: float,
+    width: float,
+    hot: bool,
+) -> None:
+    kind = "hot" if hot else "calm"
+    expected = device.prediction
+    picture.open(f"device {kind}", _device_hint(device))
+    picture.rect(x, y, width, CARD, "card", 6)
+    busy = ""
+    if expected is not None:
+        scale = width / max(view.longest_ms, 1e-9)
+        compute, relay = expected.compute_ms * scale, expected.relay_ms * scale
+        picture.rect(x, y, compute, CARD, "compute", 6 if compute > 12 else 0)
+        picture.rect(x + compute, y, relay, CARD, "relay", pattern=f"{picture.name}-{kind}")
+        picture.rect(x, y + CARD - 4, expected.transfer_ms * scale, 4, "link")
+        busy = f"{figures.percent(expected.utilisation)} busy"
+    picture.rect(x, y, width, CARD, "outline", 6)
+    room = width - 20 - (8 + 7.2 * len(busy) if busy else 0)
+    picture.text(x + 10, y + 22, fit(device.name, room, 14.5), "label")
+    if busy:
+        picture.text(x + width - 10, y + 22, busy, "small strong", "end")
+    words = "no prediction"
+    if expected is not None:
+        words = f"{figures.ms(device.processor_ms)} a batch"
+        if expected.share < 0.9995:
+            words += f" · takes {figures.percent(expected.share)}"
+    picture.text(x + 10, y + 43, fit(words, width - 20, 13), "small")
+    picture.close()
+
+
+def _device_hint(device: DeviceView) -> str:
+    expected = device.prediction
+    if expected is None:
+        return device.name
+    return (
+        f"{device.name}: compute {figures.ms(expected.compute_ms)}, "
+        f"relay {figures.ms(expected.relay_ms)}, link {figures.ms(expected.transfer_ms)}, "
+        f"{figures.percent(expected.share)} of the batches"
+    )
+
+
+def _client(
+    picture: Drawing, view: PipelineView, left: float, top: float, width: float, words: str
+) -> None:
+    hot = view.bottleneck == "client"
+    height = 54 if width > CLIENT_WIDTH else CLIENT_HEIGHT
+    picture.rect(left, top, width, height, f"client{' hot' if hot else ''}", 10)
+    middle = left + width / 2
+    picture.text(middle, top + height / 2 - 4, "Client", "heading", "middle")
+    picture.text(middle, top + height / 2 + 15, words, "small", "middle")
+    if hot:
+        _tag(picture, middle + 42, top - 20)
+
+
+def _broker(
+    picture: Drawing, view: PipelineView, x: float, y: float, width: float, height: float
+) -> None:
+    hot = view.bottleneck == "broker"
+    picture.rect(x, y, width, height, f"broker{' hot' if hot else ''}", 10)
+    if hot and width > height:
+        _tag(picture, x + width - 12, y + height - 28)
+
+
+def _broker_words(view: PipelineView) -> str:
+    words = "MQTT broker: every arrow goes in and out of it"
+    if view.broker_bytes_per_image is not None:
+        words += f", {size(view.broker_bytes_per_image)} an image"
+    return words
+
+
+def _tag(picture: Drawing, right: float, top: float) -> None:
+    picture.rect(right - 84, top, 84, 21, "tag", 10)
+    picture.text(right - 42, top + 15, "bottleneck", "tag-words", "middle")
+
+
+def _open_edge(picture: Drawing, edge: EdgeView) -> None:
+    names = ", ".join(spec.describe() + " " + spec.name for spec in edge.tensors)
+    picture.open("edge", f"edge {edge.index}: {names}")
+
+
+def _edge_words(edge: EdgeView) -> tuple[str, str]:
+    first = f"{size(edge.size_bytes)} · {edge.codec}"
+    return first, "a batch" if edge.transfer_ms is None else f"{figures.ms(edge.transfer_ms)}"
+
+
+def _thickness(view: PipelineView, edge: EdgeView) -> float:
+    return max(THINNEST_ARROW, edge.size_bytes / view.largest_bytes * WIDEST_ARROW)
+
+
+def _tip(thick: float) -> float:
+    return 6 + thick * 0.6
+
+
+def _arrow_head(picture: Drawing, x: float, y: float, turn: int, thick: float) -> None:
+    """A triangle whose tip is at x, y and points up (0) or to the right (90)."""
+    length, half = _tip(thick) + 1, 4 + thick * 0.75
+    if turn == 0:
+        steps = ("M", x, y + 1, "L", x + half, y + length, "H", x - half, "Z")
+    else:
+        steps = ("M", x - 1, y, "L", x - length, y + half, "V", y - half, "Z")
+    picture.path(steps, "arrow-head")
