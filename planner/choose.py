@@ -4,27 +4,28 @@ The first choice whose answers stay accurate enough becomes the plan; the last c
 float32, which changes no answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import pairwise
+from functools import lru_cache, partial
 
 from contract.codec import encoded_bytes
 from contract.errors import PartitionError
 from contract.plan import Codec
-from contract.prediction import Prediction, SegmentCosts, Strategy, Verdict
+from contract.prediction import Prediction, SegmentCosts, Verdict
 from planner.codec_choice import codec_candidates, relax, work_bytes
+from planner.cost_model import batches_per_s
 from planner.decide import Decision, StageTimer, decide
 from planner.formulate import Site, formulate, stand_ins
 from planner.graph import SegmentedGraph
-from planner.partition import Rules, partition
+from planner.partition import partition
 from planner.predict import predict
 from planner.problem import Problem, StageChoice
 from planner.profiler import Profile, profile_segments, time_stages
 from planner.progress import Progress, silent
 from planner.request import PlanRequest
+from planner.rules import Rules
 from planner.split import boundaries_of
-from planner.verdict import weigh
+from planner.verdict import rules_for, weigh
 
 MEASURED_ROUNDS_MS = 500.0
 """How long the rounds of one measurement of stages may take, unless three take longer."""
@@ -50,6 +51,10 @@ class Choice:
         return any(codec != "float32" for codec in self.codecs)
 
 
+_solve = lru_cache(maxsize=64)(partition)
+"""The same question comes up several times while one plan is made."""
+
+
 def choose(graph: SegmentedGraph, request: PlanRequest, progress: Progress = silent) -> list[Choice]:
     """Everything that is worth building, the best first.
 
@@ -57,21 +62,41 @@ def choose(graph: SegmentedGraph, request: PlanRequest, progress: Progress = sil
         PartitionError: nothing that is asked for is possible; says what would be.
     """
     rules = rules_of(graph, request)
+    profile, site, problem = formulate_request(graph, request, rules, progress)
+    forced: Codec = "float32" if request.codec == "auto" else request.codec
+    problem = with_codecs(problem, graph, dict.fromkeys(inner_edges(problem), forced))
+    measure = partial(
+        decide,
+        segment_ms=profile.segment_ms,
+        time_stages=None if request.profile else _timer(graph, profile),
+        solve=_solve,
+        progress=progress,
+    )
+    codecs = codec_of_edges(problem, dict.fromkeys(inner_edges(problem), forced))
+    if rules.method == "exact":
+        decision, verdict = _decide(problem, rules, codecs, measure, site)
+    else:
+        decision, verdict = measure(problem, rules), None
+    first = _choice(decision, verdict, site, [forced] * (len(decision.stages) - 1))
+    if request.codec != "auto" or not site.are_known:
+        return [first]
+    return [*_with_lossy_codecs(graph, first, rules), first]
+
+
+def formulate_request(
+    graph: SegmentedGraph, request: PlanRequest, rules: Rules, progress: Progress = silent
+) -> tuple[Profile, Site, Problem]:
+    """This machine's times, the devices by them, and the problem, all activations in float32.
+
+    Raises:
+        EngineError: onnxruntime cannot run the model.
+    """
     profile = request.profile or profile_segments(
         graph, request.batch_size, request.threads, progress=progress
     )
     count = rules.num_stages or 1
     site = request.site(profile) if request.site else stand_ins(profile.segment_ms, count)
-    problem = formulate(graph, site, request.batch_size)
-    if request.codec != "auto":
-        problem = with_codecs(problem, graph, dict.fromkeys(_inner_edges(problem), request.codec))
-    timer = None if request.profile else _timer(graph, profile)
-    decision, verdict = _decide(problem, rules, request.strategy, profile, timer, site, progress)
-    forced: Codec = "float32" if request.codec == "auto" else request.codec
-    first = _choice(decision, verdict, site, [forced] * (len(decision.stages) - 1))
-    if request.codec != "auto" or not site.are_known:
-        return [first]
-    return [*_with_lossy_codecs(graph, first, rules), first]
+    return profile, site, formulate(graph, site, request.batch_size)
 
 
 def rules_of(graph: SegmentedGraph, request: PlanRequest) -> Rules:
@@ -99,6 +124,8 @@ def rules_of(graph: SegmentedGraph, request: PlanRequest) -> Rules:
                 f"{graph.num_segments - 1}; ask for at most {graph.num_segments} stages"
             )
         rules = replace(rules, num_stages=stages)
+    if rules.method != "exact" and rules.num_stages != 1:
+        rules = replace(rules, strategy="pipeline")  # what the quick methods can do
     if request.site is None:  # devices are only stood in for: one for each stage
         rules = replace(rules, strategy="single" if rules.num_stages == 1 else "pipeline")
     return rules
@@ -135,78 +162,84 @@ def segment_curve(graph: SegmentedGraph, problem: Problem) -> tuple[SegmentCosts
 def _decide(
     problem: Problem,
     rules: Rules,
-    strategy: Strategy | None,
-    profile: Profile,
-    timer: StageTimer | None,
+    codecs: Sequence[Codec],
+    measure: Callable[[Problem, Rules], Decision],
     site: Site,
-    progress: Progress,
 ) -> tuple[Decision, Verdict | None]:
-    """Decide by the recommended strategy, or by the one that was asked for."""
-    measured = partial(
-        decide, segment_ms=profile.segment_ms, time_stages=timer, progress=progress
+    """Decide by the strategy that is asked for, or by the recommended one."""
+    if not site.are_known:
+        return measure(problem, rules), None
+    chosen = weigh(problem, partial(_solve, problem), rules, codecs, site.based_on).verdict.chosen
+    decision = measure(problem, rules_for(chosen, rules))
+    solve = partial(_solve, decision.problem)
+    weighed = weigh(decision.problem, solve, rules, codecs, site.based_on)
+    if weighed.verdict.chosen != chosen:  # its stages are dearer than the whole model's times said
+        chosen = weighed.verdict.chosen
+        decision = measure(decision.problem, rules_for(chosen, rules))
+    verdict = weighed.verdict
+    prediction = predict(decision.problem, decision.solution, None, codecs, site.based_on)
+    alternatives = tuple(
+        alternative.model_copy(update={"prediction": prediction})
+        if alternative.strategy == chosen
+        else alternative
+        for alternative in verdict.alternatives
     )
-    if not site.are_known or rules.boundaries or rules.num_stages or rules.method != "exact":
-        decision = measured(problem, rules)
-        verdict = _weigh(decision.problem, rules, strategy, site) if site.are_known else None
-        return decision, verdict
-    verdict = _weigh(problem, rules, strategy, site)
-    decision = measured(problem, replace(rules, strategy=verdict.chosen))
-    again = _weigh(decision.problem, rules, strategy, site)
-    if again.chosen != verdict.chosen:  # the stages turned out dearer than the whole model said
-        decision = measured(decision.problem, replace(rules, strategy=again.chosen))
-    return decision, again
-
-
-def _weigh(problem: Problem, rules: Rules, strategy: Strategy | None, site: Site) -> Verdict:
-    return weigh(
-        problem,
-        partial(partition, problem),
-        objective=rules.objective,
-        seconds=rules.seconds,
-        chosen=strategy,
-        based_on=site.based_on,
-    )
+    return decision, verdict.model_copy(update={"alternatives": alternatives, "chosen": chosen})
 
 
 def _with_lossy_codecs(graph: SegmentedGraph, first: Choice, rules: Rules) -> list[Choice]:
     """Choices that are faster than ``first`` by carrying less, the fastest first."""
     problem, site = first.decision.problem, first.site
-    rules = replace(rules, strategy=first.verdict.chosen if first.verdict else rules.strategy)
-    decisions: dict[Codec, Decision] = {}
+    if first.verdict is not None:
+        rules = rules_for(first.verdict.chosen, rules)
+    solutions: dict[Codec, tuple[StageChoice, ...]] = {}
 
     def rate_with(codec: Codec) -> float:
-        packed = with_codecs(problem, graph, dict.fromkeys(_inner_edges(problem), codec))
-        decisions[codec] = Decision(packed, partition(packed, rules))
-        return decisions[codec].rate
+        packed = with_codecs(problem, graph, dict.fromkeys(inner_edges(problem), codec))
+        solutions[codec] = _solve(packed, rules).stages
+        return batches_per_s(packed, solutions[codec])
 
     choices = []
-    for codec in codec_candidates(first.decision.rate, rate_with):
-        decision = decisions[codec]
-        cuts = decision.boundaries[1:-1]
-        stages = decision.stages
+    for codec in codec_candidates(rate_with, first.decision.rate):
+        stages = solutions[codec]
+        cuts = [stage.end for stage in stages[:-1]]
 
-        def rate_of(codecs: Sequence[Codec], cuts: Sequence[int] = cuts, stages: tuple[StageChoice, ...] = stages) -> float:
-            mixed = with_codecs(problem, graph, dict(zip(cuts, codecs, strict=True)))
-            return Decision.of(mixed, stages).rate
+        def packed(codecs: Sequence[Codec], cuts: Sequence[int] = cuts) -> Problem:
+            return with_codecs(problem, graph, dict(zip(cuts, codecs, strict=True)))
+
+        def rate_of(
+            codecs: Sequence[Codec],
+            packed: Callable[[Sequence[Codec]], Problem] = packed,
+            stages: tuple[StageChoice, ...] = stages,
+        ) -> float:
+            return batches_per_s(packed(codecs), stages)
 
         codecs = relax([codec] * len(cuts), rate_of)
-        mixed = with_codecs(problem, graph, dict(zip(cuts, codecs, strict=True)))
-        choices.append(_choice(Decision.of(mixed, stages), first.verdict, site, codecs))
+        decision = Decision.of(packed(codecs), stages)
+        choices.append(_choice(decision, first.verdict, site, codecs))
     return choices
 
 
 def _choice(
     decision: Decision, verdict: Verdict | None, site: Site, codecs: Sequence[Codec]
 ) -> Choice:
-    full: tuple[Codec, ...] = (*codecs, "float32")
+    """``codecs``: of every cut of the decision."""
     prediction = None
     if site.are_known:
-        prediction = predict(decision.problem, decision.solution, None, full, site.based_on)
-    return Choice(decision, full, site, prediction, verdict)
+        cuts = decision.boundaries[1:-1]
+        edges = codec_of_edges(decision.problem, dict(zip(cuts, codecs, strict=True)))
+        prediction = predict(decision.problem, decision.solution, None, edges, site.based_on)
+    return Choice(decision, (*codecs, "float32"), site, prediction, verdict)
 
 
-def _inner_edges(problem: Problem) -> range:
+def inner_edges(problem: Problem) -> range:
+    """The edges that a cut may lie on: all but inputs and results."""
     return range(1, problem.num_segments)
+
+
+def codec_of_edges(problem: Problem, codecs: Mapping[int, Codec]) -> tuple[Codec, ...]:
+    """The codec of every edge of a problem, by the codecs of some of them."""
+    return tuple(codecs.get(edge, "float32") for edge in range(problem.num_segments + 1))
 
 
 def _timer(graph: SegmentedGraph, profile: Profile) -> StageTimer:

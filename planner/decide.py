@@ -13,12 +13,13 @@ from itertools import pairwise
 
 from planner.cost_model import batches_per_s, latency_ms
 from planner.formulate import with_factors
-from planner.partition import Rules, partition
+from planner.partition import partition
 from planner.problem import Problem, Solution, StageChoice
 from planner.progress import Progress, silent
+from planner.rules import Rules
 
 MAX_ITERATIONS = 5
-MEASURING_S = 6.0
+MEASURING_S = 2.0
 
 StageTimer = Callable[[Sequence[tuple[int, int]]], Sequence[float]]
 """Times in ms of half-open ranges of segments, each run as the stage that it would be, all in the
@@ -59,6 +60,7 @@ def decide(
     rules: Rules,
     segment_ms: Sequence[float],
     time_stages: StageTimer | None = None,
+    solve: Callable[[Problem, Rules], Solution] = partition,
     progress: Progress = silent,
     budget_s: float = MEASURING_S,
 ) -> Decision:
@@ -69,6 +71,7 @@ def decide(
         rules: what is asked for.
         segment_ms: this machine's time of each segment, which ``time_stages`` is compared with.
         time_stages: None takes the problem as it is.
+        solve: the partitioner.
         progress: called as the work advances.
         budget_s: no further correction begins after so long.
 
@@ -78,7 +81,7 @@ def decide(
     progress("deciding", 0.0)
     factors = [1.0] * problem.num_segments
     deadline = time.monotonic() + budget_s
-    current = Decision(problem, partition(problem, rules))
+    current = Decision(problem, solve(problem, rules))
     if time_stages is None:
         return current
     tried: list[Decision] = []
@@ -91,7 +94,7 @@ def decide(
             factors = correct(factors, segment_ms, boundaries, time_stages)
         corrected = with_factors(problem, factors)
         # What was chosen before, by figures that know its stages; and what is best by them now.
-        again = partition(corrected, rules)
+        again = solve(corrected, rules)
         tried.append(Decision(corrected, _revalue(corrected, current, again, rules)))
         if again.stages == current.stages or time.monotonic() > deadline:
             break

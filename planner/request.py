@@ -10,8 +10,8 @@ from contract.prediction import Strategy
 from contract.topics import DEFAULT_CLUSTER
 from planner.formulate import Site
 from planner.onnx_graph import Array
-from planner.partition import Method, Objective
 from planner.profiler import Profile
+from planner.rules import Method, Objective
 
 MAX_ACCURACY_DROP = 0.5
 """Points of accuracy that lossy codecs may cost."""

@@ -1,17 +1,17 @@
 """`shardline plan`: cut a model into shards."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, cast
 
 import typer
 
 from shardline import options
 from shardline.options import option
 
-if TYPE_CHECKING:
-    from planner.graph import SegmentedGraph
-
 PARTITIONERS = ("exact", "greedy", "even")
+STRATEGIES = ("single", "replicas", "pipeline", "mixed")
+OBJECTIVES = ("throughput", "latency")
+CODECS = ("auto", "float32", "float16", "int8", "int8-per-channel")
 
 
 def run(
@@ -35,9 +35,56 @@ def run(
             variable="DEVICES",
         ),
     ] = None,
+    devices: Annotated[
+        Path | None,
+        option(
+            "--devices",
+            "The devices to plan for: a profile (.json) of `shardline profile`, or a YAML file "
+            "that describes them, such as fleet.yaml.",
+            variable="DEVICE_FILE",
+        ),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        option(
+            "--strategy",
+            "How to use the devices: single, replicas, pipeline or mixed. Default: recommended.",
+        ),
+    ] = None,
+    objective: Annotated[
+        str, option("--objective", "What to plan for: throughput or latency.")
+    ] = "throughput",
     partitioner: Annotated[
         str, option("--partitioner", "How to balance the stages: exact, greedy or even.")
     ] = "exact",
+    plan_seconds: Annotated[
+        float,
+        option("--plan-seconds", "How long to look for better plans of many devices.", min=0.1),
+    ] = 10.0,
+    codec: Annotated[
+        str,
+        option(
+            "--codec",
+            "How activations travel: float32, float16, int8, int8-per-channel; auto: decide.",
+        ),
+    ] = "auto",
+    max_accuracy_drop: Annotated[
+        float,
+        option(
+            "--max-accuracy-drop", "Points of accuracy that --codec auto may cost.", min=0.0
+        ),
+    ] = 0.5,
+    calibration: Annotated[
+        str | None,
+        option(
+            "--calibration",
+            "Images to measure that on: a folder or glob, or .npy; labels are used if there.",
+        ),
+    ] = None,
+    what_if: Annotated[
+        bool,
+        option("--what-if", "Build nothing: say what 1 to N devices, codecs or a purchase give."),
+    ] = False,
     weights: options.Weights = "DEFAULT",
     seed: options.Seed = 0,
     num_classes: options.NumClasses = None,
@@ -55,6 +102,9 @@ def run(
 ) -> None:
     """Cut a model into stages, write their shards, and prove that they equal the whole model."""
     from contract.errors import SettingsError
+    from contract.plan import Codec, Replica
+    from contract.prediction import Strategy
+    from contract.topics import check_name
     from shardline.console import out as stdout
     from shardline.console import print_json, set_up_logging, steps
     from shardline.importing import import_options
@@ -63,45 +113,65 @@ def run(
     from stage.cores import available_cores
 
     set_up_logging(verbose)
-    if partitioner not in PARTITIONERS:
-        raise SettingsError(f"--partitioner {partitioner!r}: expected one of {PARTITIONERS}")
+    one_of("--partitioner", partitioner, PARTITIONERS)
+    one_of("--objective", objective, OBJECTIVES)
+    one_of("--codec", codec, CODECS)
+    if strategy is not None:
+        one_of("--strategy", strategy, STRATEGIES)
     if stages is not None and cut:
         raise SettingsError("--stages and --cut: choose one")
+    if device and devices:
+        raise SettingsError("--device and --devices: name the devices, or give a file of them")
+    if what_if and devices is None:
+        raise SettingsError("--what-if needs --devices FILE: what there is, or what there could be")
+    if strategy is not None and devices is None:
+        raise SettingsError("--strategy needs --devices FILE: how to use which devices?")
     chosen = import_options(
         weights, seed, num_classes, input_size, model_arg, mean, std, preprocess
     )
-    from contract.plan import Replica
-    from contract.topics import check_name
-    from planner.build import PlanRequest, build_plan
+    from planner.build import build_plan
     from planner.canonical import canonicalise
     from planner.graph import segment_graph
     from planner.importers import import_model
+    from planner.partition import Method, Objective
+    from planner.request import PlanRequest
+    from shardline.cuts_table import print_cuts
+    from shardline.planning import calibration_of, site_of_file
 
+    engine_threads = threads or available_cores()
     with steps("planning") as step:
         imported = import_model(model, chosen, step)
         graph = segment_graph(canonicalise(imported, step))
-        if list_cuts:
-            built = None
-        else:
+        if not list_cuts:
             request = PlanRequest(
                 name=name or plan_name(model),
                 out_dir=out,
-                num_stages=stages or 1,
+                num_stages=stages,
                 cuts=tuple(cut) if cut else None,
                 batch_size=batch,
-                threads=threads or available_cores(),
-                partitioner=cast(Literal["exact", "greedy", "even"], partitioner),
+                threads=engine_threads,
+                partitioner=cast(Method, partitioner),
+                strategy=cast(Strategy | None, strategy),
+                objective=cast(Objective, objective),
+                plan_seconds=plan_seconds,
+                site=site_of_file(devices, graph, batch, engine_threads) if devices else None,
                 devices=tuple((Replica(device=check_name("device", d)),) for d in device)
                 if device
                 else None,
+                codec=cast(Codec, codec),
+                max_accuracy_drop=max_accuracy_drop,
+                calibration=calibration_of(calibration, graph) if calibration else None,
                 cluster=cluster,
             )
-            built = build_plan(imported, graph, request, step)
-    if built is None:
-        _print_cuts(graph, as_json)
-    elif as_json:
+            answer = ask_what_if(graph, request, step) if what_if else None
+            built = None if what_if else build_plan(imported, graph, request, step)
+    if list_cuts:
+        print_cuts(graph, as_json)
+    elif answer is not None:
+        print_what_if(answer, as_json)
+    elif built is not None and as_json:
         print_json(built.model_dump(mode="json"))
-    else:
+    elif built is not None:
         stdout.print(stages_table(built))
         stdout.print(verification_line(built), soft_wrap=True)
         for finding in findings(built):
@@ -110,48 +180,19 @@ def run(
         stdout.print(f"next: shardline publish {out / built.name}", soft_wrap=True)
 
 
+def one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Check a word that an option takes.
+
+    Raises:
+        SettingsError: it is none of them.
+    """
+    from contract.errors import SettingsError
+
+    if value not in allowed:
+        raise SettingsError(f"{flag} {value!r}: expected one of {', '.join(allowed)}")
+
+
 def plan_name(model: str) -> str:
     """``torchvision:resnet18`` -> resnet18, ``dir/net.onnx`` -> net, ``pkg.mod:make`` -> make."""
     last = model.removesuffix(".onnx").replace("\\", "/").rpartition("/")[2].rpartition(":")[2]
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in last) or "plan"
-
-
-def _print_cuts(graph: "SegmentedGraph", as_json: bool) -> None:
-    from shardline.console import out, print_json, size
-    from shardline.plan_table import new_table, shape
-
-    rows: list[dict[str, Any]] = []
-    weight_bytes = flops = 0
-    for cut_point, segment in zip(graph.cuts, graph.segments, strict=False):
-        weight_bytes += segment.weight_bytes
-        flops += segment.flops_per_image
-        rows.append(
-            {
-                "cut": cut_point.name,
-                "scope": cut_point.scope,
-                "tensor": cut_point.spec.describe(),
-                "shape": shape(cut_point.spec),
-                "activation_bytes_per_image": cut_point.spec.bytes_per_image,
-                "cumulative_weight_bytes": weight_bytes,
-                "cumulative_flops_per_image": flops,
-            }
-        )
-    if as_json:
-        print_json(rows)
-        return
-    title = f"{len(rows)} legal cut points of {graph.model.info.name}"
-    table = new_table(title)
-    for column in ("cut", "in", "tensor"):
-        table.add_column(column, overflow="fold")
-    for column in ("sends/image", "weights before", "MFLOP before"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row["cut"]),
-            str(row["scope"]),
-            str(row["shape"]),
-            size(row["activation_bytes_per_image"]),
-            size(row["cumulative_weight_bytes"]),
-            f"{row['cumulative_flops_per_image'] / 1e6:,.1f}",
-        )
-    out.print(table)

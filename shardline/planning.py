@@ -1,0 +1,94 @@
+"""From the options of `plan` to the planner's terms: the devices of a file, the calibration images."""
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from client.sources import open_source
+from contract.errors import SettingsError, SourceError
+from contract.profile import FleetProfile, load_profile
+from deploy.device_file import load_device_file
+from planner.boards import broker_costs, described_basis, described_costs, model_facts
+from planner.fleet_costs import broker_from_profile, devices_from_profile
+from planner.formulate import Site, like_this_machine
+from planner.graph import SegmentedGraph
+from planner.profiler import Profile, unpacked_ratio
+from planner.request import Calibration
+
+MAX_CALIBRATION_IMAGES = 1000
+MEASURED_SUFFIX = ".json"
+
+SiteMaker = Callable[[Profile], Site]
+
+
+def site_of_names(names: Sequence[str]) -> SiteMaker:
+    """Devices of which only the names are known."""
+    return lambda profile: like_this_machine(profile.segment_ms, names)
+
+
+def site_of_file(path: Path, graph: SegmentedGraph, batch_size: int, threads: int) -> SiteMaker:
+    """The devices that a file tells of: measured ones (.json) or described ones (YAML).
+
+    Raises:
+        SettingsError: the file cannot be read, or is of another model or batch size.
+    """
+    if path.suffix == MEASURED_SUFFIX:
+        measured = _profile_of(path, graph)
+        site = _measured_site(measured, batch_size, str(path))
+        return lambda _profile: site
+    fleet = load_device_file(path)
+    profiles = {
+        device.profile: devices_from_profile(_profile_of(Path(device.profile), graph), batch_size)
+        for device in fleet.devices
+        if device.profile is not None
+    }
+    model = model_facts(graph)
+
+    def make(profile: Profile) -> Site:
+        limited = any(device.memory_bytes is not None for device in fleet.devices)
+        ratio = unpacked_ratio(graph, batch_size, threads) if limited else None
+        devices = described_costs(
+            fleet, model, profile, batch_size, profiles, unpacked_ratio=ratio
+        )
+        return Site(devices, described_basis(fleet, model), broker_costs(fleet))
+
+    return make
+
+
+def calibration_of(text: str, graph: SegmentedGraph) -> Calibration:
+    """The first images of a source of `infer`, at most so many.
+
+    Raises:
+        SourceError: the source holds nothing that the model can take.
+    """
+    info, spec = graph.model.info, graph.model.inputs[0]
+    source = open_source(text, info.input, spec, info.labels)
+    items = list(islice(source.items, MAX_CALIBRATION_IMAGES))
+    if not items:
+        raise SourceError(f"--calibration {text}: none of its pictures could be read")
+    return Calibration(
+        np.stack([item.tensor for item in items]), tuple(item.label for item in items)
+    )
+
+
+def _measured_site(profile: FleetProfile, batch_size: int, where: str) -> Site:
+    return Site(
+        devices_from_profile(profile, batch_size),
+        f"measured on the devices: {where}",
+        broker_from_profile(profile),
+    )
+
+
+def _profile_of(path: Path, graph: SegmentedGraph) -> FleetProfile:
+    profile = load_profile(path)
+    if profile.digest != graph.model.info.digest:
+        raise SettingsError(
+            f"{path}: is a profile of {profile.model} with digest {profile.digest[:16]}…, expected "
+            f"{graph.model.info.digest[:16]}… of {graph.model.info.name}; measure this model with "
+            "`shardline profile`, with the same weights and options"
+        )
+    return profile
+
+
