@@ -8,30 +8,20 @@ models of their own would be several times too slow where large activations are 
 front of a CNN, and the balance would be wrong.
 """
 
-import json
 import statistics
-import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import onnxruntime
 
-from contract.errors import EngineError
 from planner.graph import SegmentedGraph
 from planner.onnx_graph import Array, to_bytes
 from planner.progress import Progress, silent
 from planner.sample_inputs import sample_tensor
 from planner.split import StageGraph, take_stage
-from shards.session import open_session, run_session, session_options
+from shards.session import open_session
+from shards.timing import WARM_UP_RUNS, run_often, time_kernels, time_once
 
-WARM_UP_RUNS = 2
-MIN_ROUNDS = 3
-MAX_ROUNDS = 50
-_KERNEL = "_kernel_time"
 _LAYOUT = "_nchwc"
 """What onnxruntime appends to the name of a convolution that it moves to its blocked layout."""
 
@@ -65,8 +55,8 @@ def profile_segments(
     feed = {spec.name: sample_tensor(spec, batch_size, seed=0) for spec in graph.model.inputs}
     whole_ms = _time_whole(graph, feed, threads, budget_s / 2)
     progress("profiling", 0.5)
-    kernels, runs = _time_kernels(graph, feed, threads, budget_s / 2)
-    raw_ms = attribute_kernels(kernels, _segment_of_names(graph), graph.num_segments)
+    kernels, runs = time_kernels(graph.model.graph_path, feed, threads, budget_s / 2)
+    raw_ms = attribute_kernels(kernels, segment_of_names(graph), graph.num_segments)
     scale = whole_ms / (sum(raw_ms) or 1.0)
     return Profile(tuple(scale * value for value in raw_ms), whole_ms, batch_size, threads, runs)
 
@@ -91,7 +81,7 @@ def time_stages(
     samples: list[list[float]] = [[] for _ in stages]
     for _ in range(WARM_UP_RUNS + rounds):
         for session, feed, times in zip(sessions, feeds, samples, strict=True):
-            times.append(_time_once(session, feed))
+            times.append(time_once(session, feed))
     return [statistics.median(times[WARM_UP_RUNS:]) for times in samples]
 
 
@@ -126,7 +116,8 @@ def attribute_kernels(
     return segment_ms
 
 
-def _segment_of_names(graph: SegmentedGraph) -> dict[str, int]:
+def segment_of_names(graph: SegmentedGraph) -> dict[str, int]:
+    """The segment of every node and tensor of the body, by name."""
     return {
         name: segment.index
         for segment in graph.segments
@@ -140,57 +131,4 @@ def _time_whole(
     graph: SegmentedGraph, feed: dict[str, Array], threads: int, budget_s: float
 ) -> float:
     session = open_session(graph.model.graph_path, threads)
-    return statistics.median(_run_often(session, feed, budget_s))
-
-
-def _time_kernels(
-    graph: SegmentedGraph, feed: dict[str, Array], threads: int, budget_s: float
-) -> tuple[list[tuple[str, float]], int]:
-    """Median time in ms of every kernel, in the order in which they ran, and the number of runs."""
-    with tempfile.TemporaryDirectory(prefix="shardline-profile-") as folder:
-        options = session_options(threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "kernels")
-        session = onnxruntime.InferenceSession(
-            str(graph.model.graph_path), options, providers=["CPUExecutionProvider"]
-        )
-        runs = WARM_UP_RUNS + len(_run_often(session, feed, budget_s))
-        events = json.loads(Path(session.end_profiling()).read_text())
-    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_KERNEL)]
-    kernels.sort(key=lambda event: event["ts"])
-    if not kernels or len(kernels) % runs:
-        raise EngineError(
-            f"onnxruntime {onnxruntime.__version__} reports {len(kernels)} kernels of {runs} runs, "
-            "expected as many in each; install the version that pyproject.toml names"
-        )
-    return _medians(kernels, len(kernels) // runs), runs - WARM_UP_RUNS
-
-
-def _medians(kernels: Sequence[dict[str, Any]], per_run: int) -> list[tuple[str, float]]:
-    durations: dict[int, list[float]] = defaultdict(list)
-    for position, event in enumerate(kernels[WARM_UP_RUNS * per_run :]):
-        durations[position % per_run].append(event["dur"] / 1e3)
-    return [
-        (kernels[position]["name"].removesuffix(_KERNEL), statistics.median(durations[position]))
-        for position in range(per_run)
-    ]
-
-
-def _run_often(
-    session: onnxruntime.InferenceSession, feed: dict[str, Array], budget_s: float
-) -> list[float]:
-    """Times in ms of runs after the warm-up, as many as the budget allows."""
-    for _ in range(WARM_UP_RUNS):
-        run_session(session, feed)
-    times: list[float] = []
-    deadline = time.perf_counter() + budget_s
-    while len(times) < MIN_ROUNDS or (time.perf_counter() < deadline and len(times) < MAX_ROUNDS):
-        times.append(_time_once(session, feed))
-    return times
-
-
-def _time_once(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> float:
-    """One run in ms."""
-    started = time.perf_counter()
-    run_session(session, feed)
-    return (time.perf_counter() - started) * 1e3
+    return statistics.median(run_often(session, feed, budget_s))

@@ -13,8 +13,9 @@ from itertools import pairwise
 from planner.cost_model import stage_ms
 from planner.graph import SegmentedGraph, edge_bytes
 from planner.partition import Method, partition
-from planner.profiler import MIN_ROUNDS, Profile, time_stages
+from planner.profiler import Profile, time_stages
 from planner.progress import Progress, silent
+from shards.timing import MIN_ROUNDS
 
 MAX_ITERATIONS = 6
 NOISE = 0.05

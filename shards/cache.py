@@ -15,10 +15,10 @@ import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from contract.errors import ShardError, ShardMissingError
+from contract.errors import ShardError, ShardHashMismatchError, ShardMissingError
 from contract.plan import Plan, ShardFile
 from shards.manifest import GRAPH_FILE, WEIGHTS_FILE, ShardManifest, load_manifest
-from shards.writer import atomic_folder, write_manifest
+from shards.writer import atomic_folder, describe_file, write_manifest
 
 SPARE_BYTES = 64 * 1024 * 1024
 """Left free on the disk, for the logs and for the system to go on."""
@@ -67,6 +67,22 @@ class ShardCache:
             self._drop_stages_of(self._blob(file))
             self._blob(file).unlink(missing_ok=True)
             self.partial(file).unlink(missing_ok=True)
+
+    def copy_out(self, file: ShardFile, target: Path) -> None:
+        """A hard link to a whole file, or a copy of it, outside the cache's own folders.
+
+        Raises:
+            ShardMissingError: it is not in the cache.
+            ShardHashMismatchError: it is damaged; it was thrown out.
+        """
+        with self._lock:
+            if not self.has(file):
+                raise ShardMissingError(self._blob(file))
+            actual = describe_file(self._blob(file)).sha256
+            if actual != file.sha256:
+                self.forget(file)
+                raise ShardHashMismatchError(self._blob(file), file.sha256, actual)
+            _link(self._blob(file), target)
 
     def find_shard(self, plan: Plan, stage_index: int) -> Path:
         """The stage's folder, made of hard links to the blobs.

@@ -11,6 +11,14 @@ import onnxruntime
 
 from contract.errors import EngineError
 
+Session = onnxruntime.InferenceSession
+"""A graph that is loaded."""
+
+
+def engine_version() -> str:
+    """Of onnxruntime."""
+    return str(onnxruntime.__version__)
+
 
 def session_options(threads: int, prepack: bool = True) -> onnxruntime.SessionOptions:
     """Options for one inference at a time on ``threads`` threads that sleep when idle.
@@ -40,11 +48,20 @@ def open_session(
     Raises:
         EngineError: onnxruntime cannot load the graph.
     """
+    return open_with(graph, session_options(threads, prepack))
+
+
+def open_with(
+    graph: Path | bytes, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
+    """The same with options of one's own.
+
+    Raises:
+        EngineError: onnxruntime cannot load the graph.
+    """
     source = str(graph) if isinstance(graph, Path) else graph
     try:
-        return onnxruntime.InferenceSession(
-            source, session_options(threads, prepack), providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes share no base below Exception
         name = graph if isinstance(graph, Path) else "graph in memory"
         raise EngineError(

@@ -27,8 +27,10 @@ from stage.counters import StageCounters
 from stage.engine import engine_class
 from stage.fetcher import Fetcher
 from stage.health import write_heartbeat
+from stage.link_probe import LinkProber
 from stage.loader import ShardLoader
 from stage.machine import examine
+from stage.measurer import Measurer
 from stage.memory import release_free_memory
 from stage.metrics import DeviceMeter
 from stage.runner import LoadedStage, StageRunner, now_us
@@ -95,6 +97,8 @@ class StageAgent:
             settings.shards_dir, cache, settings.engine, settings.threads, settings.prepack
         )
         self._fetcher: Fetcher | None = None
+        self._measurer: Measurer | None = None
+        self._prober: LinkProber | None = None
         self._commands: CommandServer | None = None
         self._reporter: EventReporter | None = None
         self._unserved: bytes | None = None  # a plan whose edge brokers did not answer
@@ -174,22 +178,38 @@ class StageAgent:
             self._loader.holds,
             self._report,
         )
+        self._measurer = Measurer(
+            settings.cluster,
+            settings.device,
+            connection,
+            self._cache,
+            settings.engine,
+            settings.threads,
+            self._holds_shard,
+        )
+        self._prober = LinkProber(settings.cluster, settings.device, connection, self._holds_shard)
         self._commands = CommandServer(
             settings.cluster,
             settings.device,
             connection,
             self._fetcher,
+            self._measurer,
+            self._prober,
             lambda request_id: examine(
                 request_id,
                 settings.cache_folder,
                 settings.engine,
                 self._engine_version,
                 SHARDLINE_VERSION,
+                threads=settings.threads,
             ),
             self._report,
         )
         self._fetcher.start()
         self._commands.start()
+
+    def _holds_shard(self) -> bool:
+        return self._runner.loaded is not None
 
     def _report(self, kind: EventKind, detail: str) -> None:
         if self._reporter is not None:  # a kept session delivers while we still connect
@@ -197,8 +217,9 @@ class StageAgent:
 
     def _enqueue(self, delivery: Delivery) -> None:
         kind = _kind_of(delivery.topic)
-        if kind == "blob" and self._fetcher is not None:
-            self._fetcher.on_blob(delivery)
+        if kind == "blob" and self._fetcher is not None and self._prober is not None:
+            own = topics.parse_topic(delivery.topic).sender == self._settings.device
+            (self._prober if own else self._fetcher).on_blob(delivery)
             return
         if kind == "command" and self._commands is not None:
             self._commands.on_command(delivery)
@@ -345,7 +366,7 @@ class StageAgent:
             log.warning("%s: no heartbeat (%s)", path, error.strerror or error)
 
     def _shut_down(self) -> None:
-        for server in (self._commands, self._fetcher):
+        for server in (self._commands, self._prober, self._measurer, self._fetcher):
             if server is not None:
                 server.close()
         if not self._announcer.say_goodbye():

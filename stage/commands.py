@@ -1,6 +1,7 @@
-"""Does what a planner asks of this device, beside the batches: fetch a shard, describe the machine.
+"""Does what a planner asks of this device, beside the batches: fetch a shard, describe the machine,
+measure a graph, probe the link to the broker.
 
-Requests wait in a short queue for a thread of their own; a fetch is handed on to the fetcher, so
+Requests wait in a short queue for a thread of their own; what takes long is handed on to others, so
 that a question is answered while megabytes come in.
 """
 
@@ -11,10 +12,12 @@ from collections.abc import Callable
 
 from broker.transport import Connection, Delivery
 from contract import topics
-from contract.command import Examination, Examine, Fetch, parse_command
+from contract.command import Examination, Examine, Fetch, Measure, ProbeLink, parse_command
 from contract.errors import ShardlineError, WireFormatError
 from contract.status import EventKind
 from stage.fetcher import Fetcher
+from stage.link_probe import LinkProber
+from stage.measurer import Measurer
 
 MAX_WAITING = 32
 
@@ -30,11 +33,14 @@ class CommandServer:
         device: str,
         connection: Connection,
         fetcher: Fetcher,
+        measurer: Measurer,
+        prober: LinkProber,
         examine: Callable[[str], Examination],
         report: Callable[[EventKind, str], None],
     ) -> None:
         self._cluster, self._device, self._connection = cluster, device, connection
-        self._fetcher, self._examine, self._report = fetcher, examine, report
+        self._fetcher, self._measurer, self._prober = fetcher, measurer, prober
+        self._examine, self._report = examine, report
         self._waiting: queue.Queue[Delivery | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._serve, name="commands", daemon=True)
 
@@ -76,6 +82,10 @@ class CommandServer:
             raise WireFormatError("a device does not ask itself")
         if isinstance(command, Fetch):
             self._fetcher.request(command, asker)
+        elif isinstance(command, Measure):
+            self._measurer.request(command, asker)
+        elif isinstance(command, ProbeLink):
+            self._prober.request(command, asker)
         elif isinstance(command, Examine):
             answer = self._examine(command.request_id)
             topic = topics.command_topic(self._cluster, asker, self._device)

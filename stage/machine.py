@@ -32,6 +32,7 @@ def examine(
     engine_version: str,
     shardline_version: str,
     root: Path = Path("/"),
+    threads: int | None = None,
 ) -> Examination:
     """Look at this machine. ``root`` is where /proc and /sys are looked for."""
     memory = psutil.virtual_memory()
@@ -61,6 +62,8 @@ def examine(
         cache_writable=_is_writable(cache_dir),
         temperature_celsius=temperature_celsius(),
         throttled=throttled(root),
+        threads=threads,
+        processors_limit=processors_limit(root),
     )
 
 
@@ -78,6 +81,18 @@ def memory_limit(root: Path = Path("/")) -> tuple[int | None, int | None]:
         # Pages of files that were read or written: the kernel gives them back when asked.
         used = max(0, used - sum(stat.get(name, 0) for name in kept))
     return (limit if limit is not None and limit < NO_LIMIT_BYTES else None), used
+
+
+def processors_limit(root: Path = Path("/")) -> float | None:
+    """How many processors' time the container may use, None without a limit."""
+    cgroup = root / "sys/fs/cgroup"
+    words = (_text(cgroup / "cpu.max") or "").split()
+    if len(words) != 2:
+        files = (cgroup / "cpu/cpu.cfs_quota_us", cgroup / "cpu/cpu.cfs_period_us")
+        words = [_text(file) or "" for file in files]
+    if not all(word.isascii() and word.isdigit() and int(word) for word in words):
+        return None  # "max", or -1
+    return round(int(words[0]) / int(words[1]), 4)
 
 
 def has_memory_controller(root: Path = Path("/")) -> bool:

@@ -1,0 +1,52 @@
+"""From a measured profile to the numbers that a plan is decided by. Pure."""
+
+import math
+
+from contract.errors import SettingsError
+from contract.profile import DeviceProfile, FleetProfile
+from planner.problem import BrokerCosts, DeviceCosts, Link, RelayCosts
+
+
+def devices_from_profile(profile: FleetProfile, batch_size: int) -> tuple[DeviceCosts, ...]:
+    """Every device of a profile at one batch size.
+
+    Raises:
+        SettingsError: that batch size was not measured.
+    """
+    return tuple(_device(device, profile, batch_size) for device in profile.devices)
+
+
+def broker_from_profile(profile: FleetProfile) -> BrokerCosts:
+    """The broker: without a limit where the devices together did not reach it."""
+    limit = profile.broker_bytes_per_s if profile.broker_saturated else None
+    relay = RelayCosts(profile.broker_message_ms or 0.0, profile.broker_byte_ms or 0.0)
+    return BrokerCosts(bytes_per_s=limit or math.inf, relay=relay)
+
+
+def _device(device: DeviceProfile, profile: FleetProfile, batch_size: int) -> DeviceCosts:
+    timings = device.timings_of(batch_size)
+    if timings is None:
+        measured = ", ".join(str(size) for size in sorted(profile.batch_sizes))
+        raise SettingsError(
+            f"the profile of {profile.model} was not measured at batch {batch_size}, but at "
+            f"{measured}; plan for one of these, or run `shardline profile MODEL --batch "
+            f"{batch_size}`"
+        )
+    # A pipeline runs without a pause: what counts is the speed that lasts.
+    slower = 1 / min(1.0, device.sustained_share or 1.0)
+    unpacked = timings.unpacked_ms
+    limits = (device.memory_available_bytes, device.memory_limit_bytes)
+    return DeviceCosts(
+        name=device.device,
+        segment_ms=tuple(ms * slower for ms in timings.segment_ms),
+        relay=RelayCosts(device.relay_message_ms, device.relay_byte_ms),
+        link=Link(
+            up_bytes_per_s=device.link_up_bytes_per_s or math.inf,
+            down_bytes_per_s=device.link_down_bytes_per_s or math.inf,
+            latency_ms=device.link_latency_ms or 0.0,
+        ),
+        memory_bytes=min(limit for limit in limits if limit is not None),
+        base_bytes=device.base_bytes,
+        packing_factor=device.packing_factor,
+        unpacked_ms=None if unpacked is None else tuple(ms * slower for ms in unpacked),
+    )
