@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
+from contract.codec import Codec
 from contract.plan import (
     ImageInput,
     ModelInfo,
@@ -92,10 +93,12 @@ def make_tiny_plan(
     batch_size: int = 8,
     cluster: str = "default",
     ballast_bytes: int = 0,
+    codecs: tuple[Codec, ...] = ("float32", "float32"),
 ) -> Plan:
     """Write a three-stage plan to ``folder/name`` and return it, placed on ``devices``.
 
-    ``ballast_bytes`` makes every weights file so much larger, with a tensor that no node uses.
+    ``codecs`` are those of the outputs of stages 0 and 1. ``ballast_bytes`` makes every weights
+    file so much larger, with a tensor that no node uses.
     """
     specs = [
         INPUT,
@@ -117,6 +120,7 @@ def make_tiny_plan(
                 end_segment=index + 1,
                 inputs=(specs[index],),
                 outputs=(specs[index + 1],),
+                codec=(*codecs, "float32")[index],
                 graph=files.graph,
                 weights=files.weights,
                 weight_bytes=weight.nbytes,

@@ -20,6 +20,7 @@ from broker.transport import (
 )
 from contract import topics
 from contract.activation import BatchId, Header, decode, encode
+from contract.codec import Codec
 from contract.errors import EngineError
 from contract.nack import Nack, parse_nack
 from contract.plan import Plan
@@ -178,8 +179,13 @@ def pictures(images: int, seed: int = 0) -> np.ndarray:
     return generator.integers(0, 256, (images, 1, HEIGHT, WIDTH), dtype=np.uint8)
 
 
-def make_bench(folder: Path, automatic: bool = True, receive_maximum: int = 3) -> Bench:
-    plan = make_tiny_plan(folder, cluster=CLUSTER)
+def make_bench(
+    folder: Path,
+    automatic: bool = True,
+    receive_maximum: int = 3,
+    codecs: tuple[Codec, ...] = ("float32", "float32"),
+) -> Bench:
+    plan = make_tiny_plan(folder, cluster=CLUSTER, codecs=codecs)
     connection, counters = HandConnection(automatic), StageCounters()
     events: list[tuple[EventKind, str]] = []
     runner = StageRunner(
