@@ -22,6 +22,7 @@ from planner.split import StageGraph, take_stage
 from shards.session import open_session
 from shards.timing import WARM_UP_RUNS, run_often, time_kernels, time_once
 
+PACKING_ROUNDS = 5
 _LAYOUT = "_nchwc"
 """What onnxruntime appends to the name of a convolution that it moves to its blocked layout."""
 
@@ -83,6 +84,21 @@ def time_stages(
         for session, feed, times in zip(sessions, feeds, samples, strict=True):
             times.append(time_once(session, feed))
     return [statistics.median(times[WARM_UP_RUNS:]) for times in samples]
+
+
+def unpacked_ratio(graph: SegmentedGraph, batch_size: int, threads: int = 1) -> float:
+    """How many times as long the whole model takes when its weights are not prepacked.
+
+    Both take turns, so that a slow moment of the machine hits both.
+    """
+    feed = {spec.name: sample_tensor(spec, batch_size, seed=0) for spec in graph.model.inputs}
+    sessions = [open_session(graph.model.graph_path, threads, prepack) for prepack in (True, False)]
+    samples: list[list[float]] = [[], []]
+    for _ in range(WARM_UP_RUNS + PACKING_ROUNDS):
+        for session, times in zip(sessions, samples, strict=True):
+            times.append(time_once(session, feed))
+    packed, unpacked = (statistics.median(times[WARM_UP_RUNS:]) for times in samples)
+    return unpacked / max(packed, 1e-9)
 
 
 def _open(graph: SegmentedGraph, stage: StageGraph, threads: int) -> onnxruntime.InferenceSession:
