@@ -5,6 +5,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from contract.errors import PartitionError
+from planner.cost_model import batches_per_s, latency_ms
 from planner.problem import (
     BrokerCosts,
     ClientCosts,
@@ -12,8 +14,10 @@ from planner.problem import (
     Link,
     Problem,
     RelayCosts,
+    Solution,
     StageChoice,
 )
+from planner.rules import Rules
 
 Kind = Literal["pipeline", "replicas", "mixed", "broker", "client"]
 KINDS: tuple[Kind, ...] = ("pipeline", "replicas", "mixed", "broker", "client")
@@ -91,3 +95,41 @@ def every_plan(problem: Problem) -> Iterator[Stages]:
 
 def _at(names: Sequence[str], places: Sequence[int], stage: int) -> tuple[str, ...]:
     return tuple(name for name, place in zip(names, places, strict=True) if place == stage)
+
+
+def try_everything(problem: Problem, rules: Rules) -> Solution:
+    """The best solution of all; for a handful of segments and devices."""
+    ranked = [
+        (_value(problem, stages, rules), -devices_of(stages), stages)
+        for stages in every_plan(problem)
+        if _keeps_to(stages, rules) and batches_per_s(problem, stages) > 0
+    ]
+    if not ranked:
+        raise PartitionError(f"nothing fits {rules.strategy}")
+    value, _, stages = max(ranked, key=lambda each: each[:2])
+    return Solution(stages, abs(value), abs(value))
+
+
+def _value(problem: Problem, stages: Stages, rules: Rules) -> float:
+    if rules.objective == "latency":
+        return -latency_ms(problem, stages)
+    return batches_per_s(problem, stages)
+
+
+def _keeps_to(stages: Stages, rules: Rules) -> bool:
+    if rules.num_stages is not None and len(stages) != rules.num_stages:
+        return False
+    if rules.max_devices is not None and devices_of(stages) > rules.max_devices:
+        return False
+    one_stage = rules.strategy in ("single", "replicas")
+    one_device = rules.strategy in ("single", "pipeline")
+    return (
+        len(stages) >= rules.min_stages
+        and (len(stages) == 1 or not one_stage)
+        and (all(len(stage.devices) == 1 for stage in stages) or not one_device)
+    )
+
+
+def devices_of(stages: Stages) -> int:
+    """How many devices have a stage."""
+    return sum(len(stage.devices) for stage in stages)

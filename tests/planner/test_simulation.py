@@ -18,14 +18,10 @@ from planner.cost_model import batches_per_s, bottleneck, latency_ms, stage_rate
 from planner.problem import DeviceCosts, Link, Problem, RelayCosts, StageChoice
 from planner.routing import default_window, next_device, rates
 from planner.simulate import SPAN_IN_WINDOWS, simulate
-from tests.planner.random_plans import KINDS, Kind, Stages, random_plan
+from tests.planner.random_plans import KINDS, Kind, Stages, devices_of, random_plan
 from tests.tiny import make_tiny_plan
 
 NO_RELAY = RelayCosts(0.0, 0.0)
-
-
-def devices_of(stages: Stages) -> int:
-    return sum(len(stage.devices) for stage in stages)
 
 
 def line_of(
