@@ -34,6 +34,7 @@ ALLOWED = {
     "safetensors": ["planner/", "shards/", "stage/engines/"],
     "psutil": ["planner/", "stage/", "shardline/commands/doctor.py"],
     "PIL": ["client/", "planner/", "shardline/"],
+    "simpy": ["planner/simulate.py"],
     "typer": ["shardline/"],
     "rich": ["shardline/"],
     "dotenv": ["shardline/"],
