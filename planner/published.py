@@ -5,7 +5,7 @@ docs/hardware.md shows them to people. A measured profile replaces all of it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from contract.kind import Kind
@@ -33,8 +33,8 @@ Pi 5. Estimate: the mean of ResNet50 (351.25 by 186.18 ms) and MobileNetV1 (75.4
 Cortex-A73. Source: gist.github.com/zihaomu/1cf236339099708a0c75aeef5620433e, 2022."""
 
 VGG16_BY_RESNET50 = 547.09 / 262.83
-"""On a Pi 4, for the boards that VGG16 was not run on. Estimate: by its operations alone it would
-take nearly twice as long, since few of them are in layers that wait for memory."""
+"""On a Pi 4, for the boards that VGG16 was not run on. Estimate, but a better one than that by its
+operations, which are 3.8 times as many."""
 
 PI_5_CORE_SPEED = 0.5
 """One core of a Pi 5 by one of the machine that the relay's line was measured on
@@ -54,10 +54,10 @@ WIFI_LATENCY_MS = 3.0  # estimate
 class Board:
     """What a kind is taken for.
 
-    ``whole_ms`` is ncnn's time for one image, by model, on all four cores; ``estimated_ms`` the same
-    where none is published. ``one_core_ratio`` says how many times as long ResNet50 takes on one of
-    the cores. ``engine_factor`` makes onnxruntime's time
-    of it. ``core_speed`` is one core by one of the machine that the relay's line was measured on.
+    ``whole_ms`` is ncnn's time for one image, by model, on all four cores, ``estimated_ms`` the
+    same where none is published. ``one_core_ratio``: how many times as long ResNet50 takes on one
+    of them. ``engine_factor`` makes onnxruntime's time of ncnn's. ``core_speed`` is one core by one
+    of the machine that the relay's line was measured on.
     """
 
     whole_ms: Mapping[str, float]
@@ -65,7 +65,7 @@ class Board:
     engine_factor: float
     core_speed: float
     link: Link
-    estimated_ms: Mapping[str, float] = MappingProxyType({})
+    estimated_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 BOARDS: Mapping[Kind, Board] = MappingProxyType(

@@ -9,7 +9,7 @@ from contract.errors import SettingsError
 from contract.kind import Kind
 from deploy.compose_file import COMPOSE_FILE, read_shipped
 from deploy.credentials import load_or_create, password_file
-from deploy.device_file import load_device_file, parse_device_file
+from deploy.device_file import DrawnBroker, DrawnDevice, load_device_file, parse_device_file
 from deploy.fields import memory_bytes
 from deploy.fleet_file import parse_fleet
 from deploy.kinds import KINDS
@@ -231,3 +231,15 @@ def test_the_drawer_that_is_shipped_is_read() -> None:
         Kind.RASPBERRY_PI_ZERO_2_W,
     ]
     assert len({device.name for device in fleet.devices}) == 5
+
+
+def test_the_page_shows_the_drawer_as_it_is_shipped_and_names_every_field() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "planning.md").read_text()
+    lines = (root / "examples" / "fleets" / "drawer.yaml").read_text().splitlines(keepends=True)
+    shipped = "".join(line for line in lines if not line.startswith("#")).lstrip("\n")
+    assert f"```yaml\n{shipped}```" in page
+    for name in DrawnDevice.model_fields:
+        assert f"`devices[].{name}`" in page
+    for name in DrawnBroker.model_fields:
+        assert f"`broker.{name}`" in page
