@@ -13,6 +13,7 @@ they are. Specification: docs/wire-format.md; reasons and numbers: docs/adr/0020
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -47,6 +48,11 @@ _SIGN_AND_HALF = np.int32(-0x7000_0001)  # 0x8FFFFFFF
 
 def wire_specs(codec: Codec, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """What travels for tensors of ``specs``: names, dtypes and shapes of :func:`compress`."""
+    return _wire_specs(codec, tuple(specs))
+
+
+@lru_cache(maxsize=256)  # a stage asks for the same ones with every message
+def _wire_specs(codec: Codec, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     sent: list[TensorSpec] = []
     for spec in specs:
         if codec == "float32" or not _is_encoded(codec, spec.dtype):
@@ -185,11 +191,14 @@ def _to_int8(name: str, tensor: Array, scaled: int) -> tuple[npt.NDArray[np.int8
     lead = values.shape[:scaled]
     rows = values.reshape(math.prod(lead), -1)  # (scales, values of each)
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-    if not np.isfinite(largest).all():
+    if not largest.max() < np.inf:
         _check_finite(name, values, "int8")
     scales = np.minimum(largest / _STEPS, _LARGEST_SCALE)
-    scales[scales < _SMALLEST_SCALE] = 0  # its inverse would overflow
-    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)[:, None]
+    if scales.min() >= _SMALLEST_SCALE:
+        inverse = (1 / scales)[:, None]
+    else:  # the inverse would overflow
+        scales[scales < _SMALLEST_SCALE] = 0
+        inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)[:, None]
     numbers = np.empty(rows.shape, np.int8)
     for block in _blocks(*rows.shape):
         steps = rows[block] * inverse[block[0]]
@@ -222,6 +231,8 @@ def _blocks(num_rows: int, width: int) -> Iterator[tuple[slice, slice]]:
 
 def _as_float32(tensor: Array) -> Floats:
     """Contiguous float32 values; what is too large for it becomes infinite."""
+    if tensor.dtype == np.float32 and tensor.flags.c_contiguous:
+        return tensor
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(tensor, np.float32).reshape(tensor.shape)
 
