@@ -44,10 +44,10 @@ SPIN_S = 0.3
 log = logging.getLogger(__name__)
 
 
-class Pass(NamedTuple):
-    """Messages that came back one by one: median ms there and back, processor's ms for each."""
+class Through(NamedTuple):
+    """Messages that came back while others went out: bytes a second, processor's ms for each."""
 
-    round_trip_ms: float
+    bytes_per_s: float
     processor_ms: float
 
 
@@ -117,26 +117,25 @@ class LinkProber:
     def _through_only(self, probe: ProbeLink) -> LinkProbe:
         size = self._fitting_size(probe)
         through = self._through(size, probe.seconds)
-        return LinkProbe(request_id=probe.request_id, through_bytes_per_s=through)
+        return LinkProbe(request_id=probe.request_id, through_bytes_per_s=through.bytes_per_s)
 
     def _probe(self, probe: ProbeLink) -> LinkProbe:
         share = processor_share(min(SPIN_S, probe.seconds / 5))
-        small = self._there_and_back(probe.small_bytes, probe.seconds * 0.2, least=5)
+        small_ms = self._there_and_back(probe.small_bytes, probe.seconds * 0.1, least=5)
         size = self._fitting_size(probe)
-        up = self._up(size, probe.seconds * 0.2, small.round_trip_ms)
-        large = self._there_and_back(size, probe.seconds * 0.25, least=2)
-        through = self._through(size, probe.seconds * 0.25)
-        up = max(up, through)
+        up = self._up(size, probe.seconds * 0.2, small_ms)
+        large_ms = self._there_and_back(size, probe.seconds * 0.2, least=2)
+        small = self._through(probe.small_bytes, probe.seconds * 0.15)
+        large = self._through(size, probe.seconds * 0.25)
+        up = max(up, large.bytes_per_s)
         byte_ms = max(0.0, (large.processor_ms - small.processor_ms) / (size - probe.small_bytes))
         message_ms = max(0.0, small.processor_ms - byte_ms * probe.small_bytes)
         return LinkProbe(
             request_id=probe.request_id,
             up_bytes_per_s=up,
-            down_bytes_per_s=max(
-                through, down_rate(size, large.round_trip_ms, small.round_trip_ms, up)
-            ),
-            through_bytes_per_s=through,
-            latency_ms=small.round_trip_ms / 2,
+            down_bytes_per_s=max(large.bytes_per_s, down_rate(size, large_ms, small_ms, up)),
+            through_bytes_per_s=large.bytes_per_s,
+            latency_ms=small_ms / 2,
             message_ms=message_ms / share,
             byte_ms=byte_ms / share,
             processor_share=share,
@@ -145,7 +144,7 @@ class LinkProber:
     def _fitting_size(self, probe: ProbeLink) -> int:
         """The largest size that is allowed, that the broker takes, and that is quick enough."""
         first = min(FIRST_BYTES, probe.large_bytes)
-        took_ms = self._there_and_back(first, 0.0, least=1).round_trip_ms
+        took_ms = self._there_and_back(first, 0.0, least=1)
         per_byte_ms = took_ms / first
         quick = int(LARGE_SHARE * probe.seconds * 1e3 / max(per_byte_ms, 1e-9))
         size = min(probe.large_bytes, max(first, quick))
@@ -156,10 +155,10 @@ class LinkProber:
             size = min(size, max(first, error.limit_bytes - 4096))
         return size
 
-    def _there_and_back(self, size: int, seconds: float, least: int) -> Pass:
-        """Send one after the other, each when the one before is back."""
+    def _there_and_back(self, size: int, seconds: float, least: int) -> float:
+        """Median ms of messages that go out when the one before is back."""
         times: list[float] = []
-        processor_s, started = time.process_time(), time.perf_counter()
+        started = time.perf_counter()
         while len(times) < least or (
             time.perf_counter() - started < seconds and len(times) < MAX_SMALL
         ):
@@ -167,8 +166,7 @@ class LinkProber:
             self._send(self._device, size)
             self._receive()
             times.append((time.perf_counter() - began) * 1e3)
-        processor_s = time.process_time() - processor_s
-        return Pass(statistics.median(times), processor_s / len(times) * 1e3)
+        return statistics.median(times)
 
     def _up(self, size: int, seconds: float, round_trip_ms: float) -> float:
         """Bytes a second from here to the broker, which drops them."""
@@ -185,20 +183,20 @@ class LinkProber:
         took_s = time.perf_counter() - started - round_trip_ms / 1e3
         return sent * size / max(took_s, 1e-6)
 
-    def _through(self, size: int, seconds: float) -> float:
-        """Bytes a second there and back at once."""
+    def _through(self, size: int, seconds: float) -> Through:
+        """What passes there and back with both directions in use, as in a pipeline at full load."""
         for _ in range(IN_FLIGHT):
             self._send(self._device, size)
         self._receive()  # from here on the way is full
-        received, started = 0, time.perf_counter()
+        received, started, processor_s = 0, time.perf_counter(), time.process_time()
         while received < IN_FLIGHT or time.perf_counter() - started < seconds:
             self._send(self._device, size)
             self._receive()
             received += 1
-        rate = received * size / max(time.perf_counter() - started, 1e-6)
+        took_s, processor_s = time.perf_counter() - started, time.process_time() - processor_s
         for _ in range(IN_FLIGHT - 1):
             self._receive()
-        return rate
+        return Through(received * size / max(took_s, 1e-6), processor_s / received * 1e3)
 
     def _send(self, to: str, size: int) -> "Future[PublishOutcome]":
         """One message with a tensor of so many bytes, made as a stage makes its outputs."""
