@@ -23,11 +23,12 @@ from client.batch import Batch
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
 from contract.plan import Plan, Replica, load_plan
-from planner.build import PlanRequest, build_plan
+from planner.build import build_plan
 from planner.canonical import canonicalise
 from planner.graph import SegmentedGraph, segment_graph
 from planner.importers import ImportOptions, import_model
 from planner.publish import Publisher
+from planner.request import PlanRequest
 
 BATCHES = 20
 AIM_BASE_BYTES = 90e6

@@ -30,11 +30,12 @@ from client.batch import Batch, BatchResult
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
 from contract.plan import Plan, Replica, load_plan
-from planner.build import PlanRequest, build_plan
+from planner.build import build_plan
 from planner.canonical import canonicalise
 from planner.graph import segment_graph
 from planner.importers import ImportOptions, import_model
 from planner.publish import Publisher
+from planner.request import PlanRequest
 
 WARM_UP_S = 1.0
 

@@ -5,8 +5,8 @@
     graph    = planner.graph.segment_graph(model)           cut points, and the segments between
     plan     = planner.build.build_plan(imported, graph, PlanRequest(...))
 
-`build_plan` measures segments (`planner.profiler`), balances and measures stages
-(`planner.refine`), writes the shards and verifies them (`planner.verify`).
+`build_plan` measures segments (`planner.profiler`), decides and measures what it chose
+(`planner.choose`, `planner.decide`), writes the shards and verifies them (`planner.verify`).
 
 `planner.whole` is the unsplit model in one session, `planner.compare` the comparison of two
 answers, `planner.partition` and `planner.cost_model` the pure decisions. Importing this package

@@ -19,7 +19,7 @@ from planner.formulate import Site, formulate, stand_ins
 from planner.graph import SegmentedGraph
 from planner.partition import partition
 from planner.predict import predict
-from planner.problem import Problem, StageChoice
+from planner.problem import Problem, Solution, StageChoice
 from planner.profiler import Profile, profile_segments, time_stages
 from planner.progress import Progress, silent
 from planner.request import PlanRequest
@@ -55,7 +55,9 @@ _solve = lru_cache(maxsize=64)(partition)
 """The same question comes up several times while one plan is made."""
 
 
-def choose(graph: SegmentedGraph, request: PlanRequest, progress: Progress = silent) -> list[Choice]:
+def choose(
+    graph: SegmentedGraph, request: PlanRequest, progress: Progress = silent
+) -> list[Choice]:
     """Everything that is worth building, the best first.
 
     Raises:
@@ -131,9 +133,7 @@ def rules_of(graph: SegmentedGraph, request: PlanRequest) -> Rules:
     return rules
 
 
-def with_codecs(
-    problem: Problem, graph: SegmentedGraph, codecs: Mapping[int, Codec]
-) -> Problem:
+def with_codecs(problem: Problem, graph: SegmentedGraph, codecs: Mapping[int, Codec]) -> Problem:
     """The same problem with these inner edges in other codecs than float32."""
     travel, work = list(problem.edge_bytes), list(problem.edge_work_bytes or problem.edge_bytes)
     for edge, codec in codecs.items():
@@ -192,16 +192,16 @@ def _with_lossy_codecs(graph: SegmentedGraph, first: Choice, rules: Rules) -> li
     problem, site = first.decision.problem, first.site
     if first.verdict is not None:
         rules = rules_for(first.verdict.chosen, rules)
-    solutions: dict[Codec, tuple[StageChoice, ...]] = {}
+    solutions: dict[Codec, Solution] = {}
 
     def rate_with(codec: Codec) -> float:
         packed = with_codecs(problem, graph, dict.fromkeys(inner_edges(problem), codec))
-        solutions[codec] = _solve(packed, rules).stages
-        return batches_per_s(packed, solutions[codec])
+        solutions[codec] = _solve(packed, rules)
+        return batches_per_s(packed, solutions[codec].stages)
 
     choices = []
     for codec in codec_candidates(rate_with, first.decision.rate):
-        stages = solutions[codec]
+        stages = solutions[codec].stages
         cuts = [stage.end for stage in stages[:-1]]
 
         def packed(codecs: Sequence[Codec], cuts: Sequence[int] = cuts) -> Problem:
@@ -215,7 +215,7 @@ def _with_lossy_codecs(graph: SegmentedGraph, first: Choice, rules: Rules) -> li
             return batches_per_s(packed(codecs), stages)
 
         codecs = relax([codec] * len(cuts), rate_of)
-        decision = Decision.of(packed(codecs), stages)
+        decision = Decision.of(packed(codecs), stages, solutions[codec].bound)
         choices.append(_choice(decision, first.verdict, site, codecs))
     return choices
 

@@ -34,8 +34,8 @@ class Decision:
     solution: Solution
 
     @classmethod
-    def of(cls, problem: Problem, stages: tuple[StageChoice, ...], bound: float = 0.0) -> "Decision":
-        """These stages by the figures of ``problem``; their own rate is the least bound."""
+    def of(cls, problem: Problem, stages: tuple[StageChoice, ...], bound: float) -> "Decision":
+        """These stages by the figures of ``problem``, and a bound of what others could reach."""
         rate = batches_per_s(problem, stages)
         return cls(problem, Solution(stages, rate, max(rate, bound)))
 

@@ -1,7 +1,7 @@
-"""From a model's graph, what was measured, and the devices, to the numbers that a decision needs."""
+"""From a model's graph, what was measured, and the devices to the numbers of a decision."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from planner.activations import peak_activation_bytes
 from planner.cost_model import REFERENCE_RELAY
@@ -18,8 +18,8 @@ class Site:
 
     devices: tuple[DeviceCosts, ...]
     based_on: str
-    broker: BrokerCosts = BrokerCosts()
-    client: ClientCosts = ClientCosts()
+    broker: BrokerCosts = field(default_factory=BrokerCosts)
+    client: ClientCosts = field(default_factory=ClientCosts)
     are_known: bool = True
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import VerificationError
-from contract.plan import ImageInput, Plan, Verification
+from contract.plan import CodecVerification, ImageInput, Plan, Verification
 from contract.tensor_spec import TensorSpec, check_tensors
 from planner.compare import TOLERANCE, Comparison, compare
 from planner.importers.imported_model import Reference
@@ -87,8 +87,10 @@ def verify_shards(folder: Path, plan: Plan, reference: Reference, threads: int) 
     return worst
 
 
-def describe(comparison: Comparison, reference_name: str) -> Verification:
-    """The comparison as the plan records it."""
+def describe(
+    comparison: Comparison, reference_name: str, codecs: CodecVerification | None = None
+) -> Verification:
+    """The comparison as the plan records it, and what lossy codecs cost beyond it."""
     return Verification(
         reference=reference_name,
         images=comparison.images,
@@ -98,4 +100,5 @@ def describe(comparison: Comparison, reference_name: str) -> Verification:
         spread_between_images=comparison.spread_between_images,
         top1_agreement=comparison.top1_agreement,
         conclusive=comparison.conclusive,
+        codecs=codecs,
     )

@@ -1,4 +1,4 @@
-"""From the options of `plan` to the planner's terms: the devices of a file, the calibration images."""
+"""From the options of `plan` to the planner's terms: devices of a file, calibration images."""
 
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -49,9 +49,7 @@ def site_of_file(path: Path, graph: SegmentedGraph, batch_size: int, threads: in
     def make(profile: Profile) -> Site:
         limited = any(device.memory_bytes is not None for device in fleet.devices)
         ratio = unpacked_ratio(graph, batch_size, threads) if limited else None
-        devices = described_costs(
-            fleet, model, profile, batch_size, profiles, unpacked_ratio=ratio
-        )
+        devices = described_costs(fleet, model, profile, batch_size, profiles, unpacked_ratio=ratio)
         return Site(devices, described_basis(fleet, model), broker_costs(fleet))
 
     return make
@@ -90,5 +88,3 @@ def _profile_of(path: Path, graph: SegmentedGraph) -> FleetProfile:
             "`shardline profile`, with the same weights and options"
         )
     return profile
-
-

@@ -67,11 +67,12 @@ def run(
     chosen = import_options(weights, seed, None, None, None, None, None, "auto")
     devices = [f"stage-{index}" for index in range(stages)]
 
-    from planner.build import PlanRequest, build_plan
+    from planner.build import build_plan
     from planner.canonical import canonicalise
     from planner.graph import segment_graph
     from planner.importers import import_model
     from planner.publish import Publisher
+    from planner.request import PlanRequest
 
     started = time.perf_counter()
     with EmbeddedBroker() as embedded:

@@ -70,9 +70,7 @@ def run(
     ] = "auto",
     max_accuracy_drop: Annotated[
         float,
-        option(
-            "--max-accuracy-drop", "Points of accuracy that --codec auto may cost.", min=0.0
-        ),
+        option("--max-accuracy-drop", "Points of accuracy that --codec auto may cost.", min=0.0),
     ] = 0.5,
     calibration: Annotated[
         str | None,
@@ -133,8 +131,8 @@ def run(
     from planner.canonical import canonicalise
     from planner.graph import segment_graph
     from planner.importers import import_model
-    from planner.partition import Method, Objective
     from planner.request import PlanRequest
+    from planner.rules import Method, Objective
     from shardline.cuts_table import print_cuts
     from shardline.planning import calibration_of, site_of_file
 

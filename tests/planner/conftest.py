@@ -9,12 +9,13 @@ import numpy.typing as npt
 import pytest
 
 from contract.plan import Plan
-from planner.build import PlanRequest, build_plan
+from planner.build import build_plan
 from planner.canonical import canonicalise
 from planner.graph import SegmentedGraph, segment_graph
 from planner.importers import ImportedModel, ImportOptions, import_model
 from planner.profiler import Profile
 from planner.progress import silent
+from planner.request import PlanRequest
 from planner.verify import verification_batch
 
 Array = npt.NDArray[np.generic]

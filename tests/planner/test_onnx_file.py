@@ -11,10 +11,11 @@ from onnx.reference import ReferenceEvaluator
 
 from contract.errors import ModelError
 from contract.plan import ImageInput, TensorInput
-from planner.build import PlanRequest, build_plan
+from planner.build import build_plan
 from planner.canonical import canonicalise
 from planner.graph import segment_graph
 from planner.importers import ImportedModel, ImportOptions, import_model
+from planner.request import PlanRequest
 from planner.verify import run_shards, verification_batch
 from planner.whole import open_whole
 

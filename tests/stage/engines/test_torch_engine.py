@@ -11,12 +11,13 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from contract.errors import EngineError
 from contract.tensor_spec import Tensors
-from planner.build import PlanRequest, build_plan
+from planner.build import build_plan
 from planner.canonical import canonicalise
 from planner.graph import segment_graph
 from planner.importers import ImportOptions, import_model
 from planner.importers.torchvision_models import import_models
 from planner.profiler import Profile
+from planner.request import PlanRequest
 from planner.sample_inputs import sample_images
 from shards.reader import Shard, read_shard
 from stage.engine import load_engine
