@@ -139,16 +139,19 @@ class _Reason:
             parts.insert(0, self._why_not_one_device())
         if self._is_beaten(chosen):
             parts.append(f"what is less simple gains less than {SIMPLER_WINS_WITHIN:.0%}")
+        limit = self.found[chosen].bottleneck
+        if not limit.startswith("stage"):
+            parts.append(f"{limit} is the bottleneck")
         carried = self.found[chosen].broker_bytes_per_image / MB
-        parts.append(f"the broker carries {carried:.2g} MB an image")
+        parts.append(f"the broker carries {figure(carried)} MB an image")
         return "; ".join(parts)
 
     def _what_it_gives(self, chosen: Strategy) -> str:
         its = self.found[chosen]
         value = (
-            f"{its.latency_ms:.3g} ms for a batch alone"
+            f"{figure(its.latency_ms)} ms for a batch alone"
             if self.objective == "latency"
-            else f"{its.images_per_s:.3g} images/s"
+            else f"{figure(its.images_per_s)} images/s"
         )
         if chosen == "single":
             return f"{its.devices[0].device} alone gives {value}, {self._more_devices()}"
@@ -185,10 +188,14 @@ class _Reason:
         return f", {' and '.join(compared)}" if compared else ""
 
     def _ratio(self, chosen: Strategy, other: Strategy) -> str:
-        if self.objective == "latency":
-            ratio = self.found[chosen].latency_ms / self.found[other].latency_ms
-            return f"{ratio:.2g} x that of"
-        return f"{self.found[chosen].images_per_s / self.found[other].images_per_s:.2g} x"
+        its, their = self.found[chosen], self.found[other]
+        of = " that of" if self.objective == "latency" else ""
+        ratio = (
+            its.latency_ms / their.latency_ms
+            if self.objective == "latency"
+            else its.images_per_s / their.images_per_s
+        )
+        return f"{figure(ratio)} x{of}"
 
     def _why_not_one_device(self) -> str:
         """The whole model on the device that comes nearest to holding it."""
@@ -210,6 +217,12 @@ class _Reason:
             f"the whole model needs {needed[nearest] / MB:.0f} MB on {nearest}, which has "
             f"{free[nearest] / MB:.0f} MB free and comes nearest to it"
         )
+
+
+def figure(value: float) -> str:
+    """A figure for people: two digits or more after the first where it is small, no exponent."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f}"
 
 
 def _who(strategy: Strategy, prediction: Prediction) -> str:

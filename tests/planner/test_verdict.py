@@ -47,11 +47,12 @@ def images_per_s(verdict: Verdict, strategy: Strategy) -> float:
 def test_where_the_whole_model_fits_replicas_pass_the_uneven_pipeline() -> None:
     verdict = weighed(drawer(3, 30.0, 10.0, 5.0)).verdict
     assert verdict.recommended == verdict.chosen == "replicas"
-    ratio = images_per_s(verdict, "replicas") / images_per_s(verdict, "pipeline")
+    rate = images_per_s(verdict, "replicas")
+    ratio = rate / images_per_s(verdict, "pipeline")
     assert verdict.reason == (
         "replicas: 3 devices with the whole model each give together "
-        f"{images_per_s(verdict, 'replicas'):.3g} images/s, 3 x one device and {ratio:.2g} x the "
-        "best pipeline; the broker carries 0.2 MB an image"
+        f"{rate:.1f} images/s, 3.00 x one device and {ratio:.2f} x the "
+        "best pipeline; the broker carries 0.20 MB an image"
     )
 
 
@@ -81,7 +82,7 @@ def test_where_the_broker_is_the_bottleneck_one_device_is_enough() -> None:
     verdict = weighed(problem).verdict
     assert verdict.recommended == "single"
     assert verdict.reason.startswith("single: pi-0 alone gives ")
-    assert "and further devices add less than 3%" in verdict.reason
+    assert "and further devices add less than 3%; the broker's link is the" in verdict.reason
 
 
 def test_one_device_has_no_alternative() -> None:
