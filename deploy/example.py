@@ -77,7 +77,7 @@ broker:
 
 # One stage runs on each. kind: {kinds}
 # Optional: memory (limit of the stage, as 512m), user (for ssh, default pi), uid and gid (that
-# user's, default 1000).
+# user's, default 1000); for planning alone speed, cores, link and profile.
 devices:
 {entries}
 

@@ -5,15 +5,14 @@ what is published for the kind of board. Pure.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from contract.described import DescribedDevice, DescribedFleet
-from contract.errors import SettingsError
+from contract.described import DescribedDevice
 from contract.kind import Kind
 from planner.cost_model import REFERENCE_RELAY
 from planner.graph import SegmentedGraph
-from planner.problem import BrokerCosts, DeviceCosts, Link, RelayCosts
+from planner.problem import DeviceCosts, Link, RelayCosts
 from planner.profiler import Profile
 from planner.published import BOARDS, FLOPS_PER_IMAGE, OTHER_LINK, Board
 
@@ -51,20 +50,23 @@ def board_costs(
     reference: Profile,
     batch_size: int,
     *,
+    single: Profile | None = None,
     relay: RelayCosts = REFERENCE_RELAY,
     unpacked_ratio: float | None = None,
 ) -> DeviceCosts:
     """What ``device`` costs, by its kind and what the file says of it.
 
-    A batch is taken to need as many times as long as it has images. onnxruntime on x86-64, one
-    thread, took for eight images 7.2 (vgg16) to 9.0 (mobilenet_v2) times as long as for one, but
-    for alexnet 3.5: its time is that of reading its weights.
+    What is published is the time of one image. A batch needs as many times as long as here, if that
+    is known, and otherwise as many as it has images: onnxruntime on x86-64, one thread, took for
+    eight 7.2 (vgg16) to 9.0 (mobilenet_v2) times as long as for one, but for alexnet 3.5, whose
+    time is that of reading its weights.
 
     Args:
         device: as described.
         model: what the segments add up to.
         reference: the segments' times on this machine, at any batch size.
         batch_size: of the batches that the costs are for.
+        single: the same as ``reference`` at a batch of one, to see what a batch needs.
         relay: of this machine.
         unpacked_ratio: how many times as long the model takes with weights that are not prepacked,
             on this machine. None: not measured, and prepacking is not given up.
@@ -75,7 +77,7 @@ def board_costs(
         scale = batch_size / reference.batch_size / device.speed
         relay_scale = 1 / device.speed
     else:
-        scale = estimate.ms * batch_size / (total or 1.0)
+        scale = estimate.ms * _images_worth(batch_size, reference, single) / (total or 1.0)
         relay_scale = 1 / (BOARDS[device.kind].core_speed * device.speed)
     segment_ms = tuple(scale * ms for ms in reference.segment_ms)
     return DeviceCosts(
@@ -92,7 +94,23 @@ def board_costs(
 
 def link_of(device: DescribedDevice) -> Link:
     """As the file says, and where it says nothing as its kind has it."""
-    return _overlaid(_usual_link(device.kind), device)
+    return overlaid(usual_link(device.kind), device)
+
+
+def usual_link(kind: Kind | None) -> Link:
+    """What a kind has; None stands for a machine that nothing is known of."""
+    board = BOARDS.get(kind) if kind is not None else None
+    return board.link if board else OTHER_LINK
+
+
+def overlaid(link: Link, device: DescribedDevice) -> Link:
+    """``link`` with what the file gives put over it."""
+    given = {
+        "up_bytes_per_s": device.up_bytes_per_s,
+        "down_bytes_per_s": device.down_bytes_per_s,
+        "latency_ms": device.latency_ms,
+    }
+    return replace(link, **{name: value for name, value in given.items() if value is not None})
 
 
 def basis(device: DescribedDevice, model: ModelFacts) -> str:
@@ -105,59 +123,6 @@ def basis(device: DescribedDevice, model: ModelFacts) -> str:
     return f"{device.kind}: this machine's times{_speed_words(device)}"
 
 
-def described_costs(
-    fleet: DescribedFleet,
-    model: ModelFacts,
-    reference: Profile,
-    batch_size: int,
-    profiles: Mapping[str, Sequence[DeviceCosts]] | None = None,
-    *,
-    relay: RelayCosts = REFERENCE_RELAY,
-    unpacked_ratio: float | None = None,
-) -> tuple[DeviceCosts, ...]:
-    """:func:`board_costs` of every device, but of a measured one what was measured.
-
-    Of a profile the device of the same name counts, or the only one that is in it: the devices of
-    a ``count`` are alike. The link that the file gives goes before the measured one, and of two
-    limits of memory the lower one holds.
-
-    Args:
-        profiles: what was measured, by the path that devices name as their profile.
-        fleet, model, reference, batch_size, relay, unpacked_ratio: as for :func:`board_costs`.
-
-    Raises:
-        SettingsError: ``profiles`` has nothing of a device that names one, or it is of another
-            number of segments.
-    """
-    found = []
-    for device in fleet.devices:
-        if device.profile is None:
-            costs = board_costs(
-                device, model, reference, batch_size, relay=relay, unpacked_ratio=unpacked_ratio
-            )
-        else:
-            profile = (profiles or {}).get(device.profile, ())
-            costs = _measured(device, profile, len(reference.segment_ms))
-        found.append(costs)
-    return tuple(found)
-
-
-def broker_costs(fleet: DescribedFleet) -> BrokerCosts:
-    """The broker's card: as the file says, or as the kind of its machine has it.
-
-    What Mosquitto takes of the processor is not known for any board and counts as nothing.
-    """
-    if fleet.broker_bytes_per_s is not None:
-        return BrokerCosts(fleet.broker_bytes_per_s)
-    link = _usual_link(fleet.broker_kind)
-    return BrokerCosts(min(link.up_bytes_per_s, link.down_bytes_per_s))
-
-
-def described_basis(fleet: DescribedFleet, model: ModelFacts) -> str:
-    """Where the times of all devices come from, each source once."""
-    return "; ".join(dict.fromkeys(basis(device, model) for device in fleet.devices))
-
-
 def _estimate(device: DescribedDevice, model: ModelFacts) -> Estimate | None:
     """None for a kind of which nothing is published: it is another machine like this one."""
     board = BOARDS.get(device.kind)
@@ -168,19 +133,27 @@ def _estimate(device: DescribedDevice, model: ModelFacts) -> Estimate | None:
     ratio = model.flops_per_image / FLOPS_PER_IMAGE[anchor]
     how = "published" if anchor in board.whole_ms else "estimated from a Pi 4's"
     words = (
-        f"{device.kind}: {how}, not measured: ncnn takes {figures[anchor]:.4g} ms for {anchor}; "
+        f"{device.kind}: {how}, not measured: ncnn takes {figures[anchor]:.5g} ms for {anchor}; "
         f"x {board.engine_factor:g} for onnxruntime"
     )
     if _is_called(model, anchor) and 1 / SAME_FLOPS < ratio < SAME_FLOPS:
         ratio = 1.0
     else:
-        words += (
-            f", x {ratio:.3g} for the operations of {model.name}, of which nothing is published"
-        )
+        why = "at another input size" if _is_called(model, anchor) else "which has no figure"
+        words += f", x {ratio:.3g} for the operations of {model.name}, {why}"
     if device.cores is not None:
         words += f", on {device.cores} of 4 cores"
     ms = figures[anchor] * board.engine_factor * ratio * _cores_factor(board, device.cores)
     return Estimate(ms / device.speed, words + _speed_words(device))
+
+
+def _images_worth(batch_size: int, reference: Profile, single: Profile | None) -> float:
+    """How many times as long as one image a batch takes."""
+    if single is None:
+        return float(batch_size)
+    alone = sum(single.segment_ms) / single.batch_size
+    together = sum(reference.segment_ms) / reference.batch_size
+    return batch_size * together / (alone or 1.0)
 
 
 def _nearest(figures: Collection[str], model: ModelFacts) -> str:
@@ -206,48 +179,3 @@ def _cores_factor(board: Board, cores: int | None) -> float:
 
 def _speed_words(device: DescribedDevice) -> str:
     return "" if device.speed == 1.0 else f", at {device.speed:g} times the speed"
-
-
-def _usual_link(kind: Kind | None) -> Link:
-    board = BOARDS.get(kind) if kind is not None else None
-    return board.link if board else OTHER_LINK
-
-
-def _overlaid(link: Link, device: DescribedDevice) -> Link:
-    """``link`` with what the file gives put over it."""
-    given = {
-        "up_bytes_per_s": device.up_bytes_per_s,
-        "down_bytes_per_s": device.down_bytes_per_s,
-        "latency_ms": device.latency_ms,
-    }
-    return replace(link, **{name: value for name, value in given.items() if value is not None})
-
-
-def _measured(
-    device: DescribedDevice, profile: Sequence[DeviceCosts], num_segments: int
-) -> DeviceCosts:
-    measured = next((costs for costs in profile if costs.name == device.name), None)
-    if measured is None and len(profile) == 1:
-        measured = profile[0]
-    if measured is None:
-        names = ", ".join(costs.name for costs in profile) or "no device"
-        raise SettingsError(
-            f"device {device.name}: the profile {device.profile} has {names}; measure this device "
-            "with `shardline profile`, name it as there, or remove `profile`"
-        )
-    if len(measured.segment_ms) != num_segments:
-        raise SettingsError(
-            f"device {device.name}: the profile {device.profile} is of a model with "
-            f"{len(measured.segment_ms)} segments, this one has {num_segments}; measure this model "
-            "with `shardline profile`"
-        )
-    link = measured.link
-    if math.isinf(link.up_bytes_per_s) and math.isinf(link.down_bytes_per_s):
-        link = _usual_link(device.kind)  # its link was not measured
-    limits = [m for m in (measured.memory_bytes, device.memory_bytes) if m is not None]
-    return replace(
-        measured,
-        name=device.name,
-        link=_overlaid(link, device),
-        memory_bytes=min(limits, default=None),
-    )

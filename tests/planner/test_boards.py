@@ -9,17 +9,9 @@ from contract.described import DescribedDevice, DescribedFleet
 from contract.errors import SettingsError
 from contract.kind import Kind
 from deploy.device_file import load_device_file
-from planner.boards import (
-    ModelFacts,
-    basis,
-    board_costs,
-    broker_costs,
-    described_basis,
-    described_costs,
-    link_of,
-    model_facts,
-)
+from planner.boards import ModelFacts, basis, board_costs, link_of, model_facts
 from planner.cost_model import REFERENCE_RELAY
+from planner.described_fleet import broker_costs, described_basis, described_costs
 from planner.problem import DeviceCosts, Link
 from planner.profiler import Profile
 from planner.published import (
@@ -81,7 +73,7 @@ def test_a_model_of_which_nothing_is_published_is_scaled_from_the_nearest_and_sa
     assert whole_ms(device(), other) == pytest.approx(ratio * whole_ms(device(), nearest))
     said = basis(device(), other)
     assert "resnet50" in said
-    assert "torchvision:inception_v3, of which nothing is published" in said
+    assert "operations of torchvision:inception_v3, which has no figure" in said
     small = ModelFacts("net.onnx", 500_000_000)
     assert "mobilenet_v2" in basis(device(), small)
     assert whole_ms(device(), small) < whole_ms(device(), model("mobilenet_v2"))
@@ -93,6 +85,7 @@ def test_a_published_name_at_another_size_is_another_model() -> None:
     assert whole_ms(device(), large) == pytest.approx(4 * whole_ms(device(), plain))
     assert "mobilenet_v2" in basis(device(), large)  # though resnet18 has a nearer number
     assert "x 4 for the operations" in basis(device(), large)
+    assert "another input size" in basis(device(), large)
     classes = replace(plain, flops_per_image=plain.flops_per_image - 10_000_000)
     assert whole_ms(device(), classes) == pytest.approx(whole_ms(device(), plain))
 
@@ -133,6 +126,25 @@ def test_a_machine_that_is_no_board_is_like_this_one() -> None:
     assert costs.segment_ms == pytest.approx((2.0, 0.0, 12.0, 6.0))
     assert costs.relay == REFERENCE_RELAY
     assert "this machine's times" in basis(device(Kind.OTHER_AMD64), model("resnet50"))
+
+
+def test_a_profile_at_another_batch_size_is_scaled_by_the_images() -> None:
+    four = replace(REFERENCE, batch_size=4)
+    costs = board_costs(device(Kind.OTHER_ARM64), model("resnet50"), four, 2)
+    assert costs.segment_ms == pytest.approx((0.5, 0.0, 3.0, 1.5))
+    pi = board_costs(device(), model("resnet50"), four, 2)
+    assert sum(pi.segment_ms) == pytest.approx(2 * 46.21 * NCNN_TO_ONNXRUNTIME)
+
+
+def test_a_batch_takes_as_many_times_as_long_as_it_does_here_where_that_is_known() -> None:
+    single = replace(REFERENCE, segment_ms=(1.0, 0.0, 1.0, 2.0), whole_ms=4.0)
+    eight = replace(REFERENCE, batch_size=8)  # 10 ms: 2.5 times as long as one image
+    costs = board_costs(device(), model("alexnet"), eight, 8, single=single)
+    expected = 2.5 * whole_ms(device(), model("alexnet"))
+    assert sum(costs.segment_ms) == pytest.approx(expected)
+    fleet = DescribedFleet(devices=(device(),))
+    (same,) = described_costs(fleet, model("alexnet"), eight, 8, single=single)
+    assert same == costs
 
 
 def test_boards_are_slower_at_relaying_in_the_order_of_their_cores() -> None:
