@@ -213,8 +213,8 @@ def _stages(choices: Sequence[StageChoice]) -> Plan:
             inputs=(tensors[choice.first],),
             outputs=(tensors[choice.end],),
             codec="int8" if index == 0 else "float32",
-            graph=ShardFile(sha256=f"{index}" * 64, size_bytes=40_000),
-            weights=ShardFile(sha256=f"{index + 5}" * 64, size_bytes=1_000_000),
+            graph=ShardFile(sha256=f"{index:x}" * 64, size_bytes=40_000),
+            weights=ShardFile(sha256=f"{index + 5:x}" * 64, size_bytes=1_000_000),
             weight_bytes=4 * sum(w for _, _, w, _ in layers()[choice.first : choice.end]),
             flops_per_image=sum(f for _, _, _, f in layers()[choice.first : choice.end]),
         )
