@@ -152,7 +152,7 @@ def _stage(
     picture.rect(left, top, width, _stage_height(stage), f"stage{hot}", 10)
     picture.text(left + PAD, top + 23, f"Stage {stage.spec.stage_index}", "heading")
     if stage.is_bottleneck:
-        _tag(picture, left + width - PAD, top + 8)
+        _tag(picture, left + width - PAD, top - 11)
     words = stage.segments
     if stage.interval_ms is not None:
         words = f"a batch every {figures.ms(stage.interval_ms)}"
@@ -203,9 +203,12 @@ def _card_words(device: DeviceView, room: float) -> tuple[str, str, str, str]:
     name = fit(device.name, room, 14.5)
     if expected is None:
         return name, "", "no prediction", ""
-    share = "" if expected.share > 0.9995 else f"takes {figures.percent(expected.share)}"
-    if width_of(name, 14.5) + width_of(share, 13) + 8 > room:
-        share = ""
+    share = ""
+    if expected.share < 0.9995:
+        part = figures.percent(expected.share)
+        left = room - width_of(name, 14.5) - 8
+        ways = (f"{part} of batches", f"takes {part}", "")
+        share = next(words for words in ways if width_of(words, 13) <= max(left, 0))
     time = f"{figures.ms(device.processor_ms)} a batch"
     busy = f"{figures.percent(expected.utilisation)} busy"
     if width_of(time, 13) + width_of(busy, 13) + 6 > room:
