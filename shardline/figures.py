@@ -60,6 +60,8 @@ def codec_word(codec: str, specs: tuple[TensorSpec, ...]) -> str:
 
 
 def _three_digits(value: float) -> str:
+    if value == 0:
+        return "0"
     for limit, digits in ((0.9995, 3), (9.995, 2), (99.95, 1)):
         if value < limit:
             return f"{value:.{digits}f}"

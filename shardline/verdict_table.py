@@ -5,7 +5,7 @@ Each is readable on 80 columns; texts from a plan are printed as they are, never
 
 from collections.abc import Iterator
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,8 +17,13 @@ from shardline.console import size
 from shardline.plan_table import new_table
 
 
-def findings(plan: Plan) -> Iterator[RenderableType]:
-    """Prediction, verdict and measurement of a plan, each where the plan holds it."""
+def print_findings(plan: Plan, console: Console) -> None:
+    """Print prediction, verdict and measurement of a plan, each where the plan holds it."""
+    for finding in _findings(plan):
+        console.print(finding, soft_wrap=isinstance(finding, Text))
+
+
+def _findings(plan: Plan) -> Iterator[RenderableType]:
     if plan.prediction is not None:
         yield prediction_table(plan)
         yield Text(gap_line(plan.prediction))
@@ -43,9 +48,10 @@ def prediction_table(plan: Plan) -> RenderableType:
     A plan without a prediction has a table without rows.
     """
     table = new_table("predicted, one batch")
+    table.collapse_padding = True
     table.add_column("stage")
     table.add_column("device", overflow="fold")
-    for column in ("share", "compute", "relay", "transfer", "busy", "memory"):
+    for column in ("share", "compute", "relay", "link", "busy", "memory", "limit"):
         table.add_column(column, justify="right")
     for device in plan.prediction.devices if plan.prediction else ():
         limit = device.memory_limit_bytes
@@ -57,7 +63,8 @@ def prediction_table(plan: Plan) -> RenderableType:
             figures.ms(device.relay_ms),
             figures.ms(device.transfer_ms),
             figures.percent(device.utilisation),
-            size(device.memory_bytes) + (f" of {size(limit)}" if limit is not None else ""),
+            size(device.memory_bytes),
+            figures.NONE if limit is None else size(limit),
         )
     return table
 

@@ -186,12 +186,12 @@ def resnet50_plan() -> Plan:
     ]
     mixed = predict(costs, stages, 1.027, {1: "int8"})
     plan = place(
-        _stages(stages), [[Replica(device=d) for d in names] for names in DEVICES], "default"
+        unplaced(stages), [[Replica(device=d) for d in names] for names in DEVICES], "default"
     )
     return Plan.model_validate(
         {
             **dict(plan),
-            "segments": _segments(),
+            "segments": segments(),
             "prediction": mixed,
             "verdict": _verdict(mixed),
             "measurement": _measurement(mixed),
@@ -199,7 +199,7 @@ def resnet50_plan() -> Plan:
     )
 
 
-def _stages(choices: Sequence[StageChoice]) -> Plan:
+def unplaced(choices: Sequence[StageChoice]) -> Plan:
     image = TensorSpec(name="image", dtype="uint8", shape=("batch", 3, 224, 224))
     tensors = [image] + [
         TensorSpec(name=name or "logits", dtype="float32", shape=("batch", *shape))
@@ -213,8 +213,8 @@ def _stages(choices: Sequence[StageChoice]) -> Plan:
             inputs=(tensors[choice.first],),
             outputs=(tensors[choice.end],),
             codec="int8" if index == 0 else "float32",
-            graph=ShardFile(sha256=f"{index}" * 64, size_bytes=40_000),
-            weights=ShardFile(sha256=f"{index + 5}" * 64, size_bytes=1_000_000),
+            graph=ShardFile(sha256=f"{index:x}" * 64, size_bytes=40_000),
+            weights=ShardFile(sha256=f"{index + 5:x}" * 64, size_bytes=1_000_000),
             weight_bytes=4 * sum(w for _, _, w, _ in layers()[choice.first : choice.end]),
             flops_per_image=sum(f for _, _, _, f in layers()[choice.first : choice.end]),
         )
@@ -253,7 +253,7 @@ def _stages(choices: Sequence[StageChoice]) -> Plan:
     )
 
 
-def _segments() -> tuple[SegmentCosts, ...]:
+def segments() -> tuple[SegmentCosts, ...]:
     return tuple(
         SegmentCosts(
             cut=name, ms=ms, weight_bytes=4 * weights, output_bytes=4 * BATCH * _elements(shape)

@@ -107,7 +107,7 @@ def run(
     from shardline.console import print_json, set_up_logging, steps
     from shardline.importing import import_options
     from shardline.plan_table import stages_table, verification_line
-    from shardline.verdict_table import findings
+    from shardline.verdict_table import print_findings
     from stage.cores import available_cores
 
     set_up_logging(verbose)
@@ -172,8 +172,7 @@ def run(
     elif built is not None:
         stdout.print(stages_table(built))
         stdout.print(verification_line(built), soft_wrap=True)
-        for finding in findings(built):
-            stdout.print(finding)
+        print_findings(built, stdout)
         stdout.print(f"written to {out / built.name}", soft_wrap=True)
         stdout.print(f"next: shardline publish {out / built.name}", soft_wrap=True)
 

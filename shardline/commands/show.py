@@ -21,8 +21,6 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Show a plan: its stages, what it is expected to do, its placement and topic map."""
-    from rich.text import Text
-
     from contract.errors import SettingsError
     from contract.plan import load_plan
     from shardline.console import out, print_json
@@ -32,7 +30,7 @@ def run(
         stages_table,
         verification_line,
     )
-    from shardline.verdict_table import findings
+    from shardline.verdict_table import print_findings
 
     if html is not None and as_json:
         raise SettingsError("--html and --json: choose one")
@@ -53,8 +51,7 @@ def run(
     out.print(verification_line(built), soft_wrap=True)
     if built.tied_weights:
         out.print(f"in more than one shard: {', '.join(built.tied_weights)}", markup=False)
-    for finding in findings(built):
-        out.print(finding, soft_wrap=isinstance(finding, Text))
+    print_findings(built, out)
     if built.topic_map:
         out.print(placement_table(built))
         if built.edge_brokers:

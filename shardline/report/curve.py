@@ -87,10 +87,11 @@ def _time(picture: Drawing, plan: Plan, across: _Axis, top: float) -> None:
     sums = [0.0, *itertools.accumulate(segment.ms for segment in plan.segments)]
     ticks = _round_ticks(sums[-1])
     up = _Axis(0, ticks[-1] or 1.0, top + TIME_HEIGHT, top)
-    picture.text(LEFT + 6, top + 18, "time so far, one batch", "small strong halo")
     for tick in ticks:
         picture.line(LEFT, up.at(tick), across.end, up.at(tick), "grid")
-        picture.text(LEFT - 8, up.at(tick) + 4, f"{tick:g} ms", "tick", "end")
+        words = f"{tick / 1e3:g} s" if ticks[-1] >= 2000 else f"{tick:g} ms"
+        picture.text(LEFT - 8, up.at(tick) + 4, words, "tick", "end")
+    picture.text(LEFT + 6, top + 18, "time so far, one batch", "small strong halo")
     points = [(across.at(index), up.at(ms)) for index, ms in enumerate(sums)]
     steps: list[str | Number] = ["M", *points[0]]
     for point in points[1:]:
@@ -105,15 +106,16 @@ def _time(picture: Drawing, plan: Plan, across: _Axis, top: float) -> None:
 
 
 def _bytes(picture: Drawing, plan: Plan, view: PipelineView, across: _Axis, top: float) -> None:
+    """Bars on a logarithmic scale; of a chosen cut the dark part is what its codec leaves."""
     sizes = [segment.output_bytes for segment in plan.segments[:-1]]
     sent = {stage.first_segment: view.edges[stage.stage_index].size_bytes for stage in plan.stages}
     known = [count for count in (*sizes, *sent.values()) if count > 0] or [1]
     low = math.floor(math.log10(min(known)))
-    high = max(math.ceil(math.log10(max(known))), low + 1)
+    high = max(math.log10(max(known)) + 0.15, low + 1)
     up = _Axis(low, high, top + BYTES_HEIGHT, top)
-    picture.text(LEFT, top - 12, "bytes of a batch at each legal cut, logarithmic", "small strong")
+    picture.text(LEFT + 6, top - 12, "bytes of a batch at each legal cut", "small strong halo")
     step = 1 if high - low <= 4 else 2
-    for power in range(low, high + 1, step):
+    for power in range(low, math.floor(high) + 1, step):
         picture.line(LEFT, up.at(power), across.end, up.at(power), "grid")
         picture.text(LEFT - 8, up.at(power) + 4, size(10**power).replace(".0", ""), "tick", "end")
     pitch = (across.end - across.start) / len(plan.segments)
@@ -125,8 +127,8 @@ def _bytes(picture: Drawing, plan: Plan, view: PipelineView, across: _Axis, top:
         picture.open("chosen" if chosen else "", f"{plan.segments[index - 1].cut}: {size(count)}")
         y = up.at(math.log10(count))
         picture.rect(x, y, bar, top + BYTES_HEIGHT - y, "bytes")
-        if chosen and 0 < sent[index] < count:
-            y = up.at(math.log10(sent[index]))
+        if chosen and sent[index] > 0:
+            y = up.at(math.log10(min(count, sent[index])))
             picture.rect(x, y, bar, top + BYTES_HEIGHT - y, "bytes sent")
         picture.close()
 

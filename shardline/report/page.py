@@ -17,7 +17,7 @@ from shardline.comparison import Compared, compare
 from shardline.console import size
 from shardline.plan_table import shape, verification_line
 from shardline.report.curve import draw_curve, has_curve
-from shardline.report.pipeline_drawing import MOST_ACROSS, draw_across, draw_down
+from shardline.report.pipeline_drawing import draw_across, draw_down
 from shardline.report.pipeline_view import PipelineView, others_than_predicted, view_pipeline
 from shardline.report.svg import clean
 from shardline.verdict_table import marks
@@ -60,6 +60,7 @@ def render_page(plan: Plan) -> str:
         "rss": {} if measured is None else {d.device: d.rss_bytes for d in measured.devices},
         "fastest": max((p.images_per_s for p in _possible(plan)), default=0.0),
         "compared": _by_subject(compare(plan)),
+        "widest_error": max((abs(row.error or 0) for row in compare(plan)), default=0) or 1,
         "verification": verification_line(plan),
         "version": SHARDLINE_VERSION,
     }
@@ -94,13 +95,10 @@ def _printable(value: object) -> object:
 
 def _pipeline(view: PipelineView) -> dict[str, str]:
     """The drawing for a wide page and for a phone."""
-    across = len(view.stages) <= MOST_ACROSS
-    wide = (
-        draw_across(view, "pipeline-wide")
-        if across
-        else draw_down(view, "pipeline-wide", 1000, cards_in_a_row=4)
-    )
-    return {"wide": wide, "narrow": draw_down(view, "pipeline-narrow")}
+    return {
+        "wide": draw_across(view, "pipeline-wide"),
+        "narrow": draw_down(view, "pipeline-narrow"),
+    }
 
 
 def _curve(plan: Plan, view: PipelineView) -> dict[str, str]:

@@ -5,13 +5,15 @@ engine, striped receiving and sending, and a thin line below for its link. An ar
 its edge's bytes. The slowest part is framed and says so.
 """
 
+from collections.abc import Sequence
+
 from shardline import figures
 from shardline.console import size
 from shardline.report.pipeline_view import DeviceView, EdgeView, PipelineView, StageView
-from shardline.report.svg import Drawing, Number, fit
+from shardline.report.svg import Drawing, Number, fit, width_of
 
 MOST_ACROSS = 4
-"""More stages than these side by side would be too narrow for their words."""
+"""More stages than these side by side would be too narrow for their words: another row."""
 
 HEAD, CARD, GAP, PAD = 60, 56, 8, 10
 WIDEST_ARROW, THINNEST_ARROW = 16.0, 1.6
@@ -20,25 +22,42 @@ TITLE = "The pipeline"
 
 
 def draw_across(view: PipelineView, name: str, width: Number = 1000) -> str:
-    """The stages from left to right above the broker; for at most ``MOST_ACROSS`` stages."""
+    """The stages from left to right above the broker, in rows of at most ``MOST_ACROSS``."""
     picture = _begin(view, name, width)
-    count = len(view.stages)
+    rows = -(-len(view.stages) // MOST_ACROSS)
+    per_row = -(-len(view.stages) // rows)
+    top = 16.0
+    for first in range(0, len(view.stages), per_row):
+        last = first + per_row >= len(view.stages)
+        top = _row(picture, view, view.stages[first : first + per_row], top, per_row, last) + 28
+    return picture.finish(top - 25)
+
+
+def _row(
+    picture: Drawing,
+    view: PipelineView,
+    stages: Sequence[StageView],
+    top: float,
+    per_row: int,
+    last: bool,
+) -> float:
+    """One row and the broker below it, which is the same in all; returns where it ends."""
     margin = 3
-    free = width - 2 * margin - 2 * CLIENT_WIDTH
-    column = min(270.0, (free - 24 * (count + 1)) / count)
-    gap = (free - column * count) / (count + 1)
-    tallest = max(_stage_height(stage, 1) for stage in view.stages)
-    floor = 16 + tallest
+    free = picture.width - 2 * margin - 2 * CLIENT_WIDTH
+    column = min(270.0, (free - 24 * (per_row + 1)) / per_row)
+    gap = (free - column * per_row) / (per_row + 1)
+    floor = top + max(_stage_height(stage) for stage in stages)
     band = floor + 44
     lefts = [float(margin)]
-    widths = [float(CLIENT_WIDTH), *[column] * count, float(CLIENT_WIDTH)]
+    widths = [float(CLIENT_WIDTH), *[column] * len(stages), float(CLIENT_WIDTH)]
     for before in widths[:-1]:
         lefts.append(lefts[-1] + before + gap)
-    _broker(picture, view, margin, band, width - 2 * margin, 104)
+    _broker(picture, view, margin, band, picture.width - 2 * margin, 104)
     picture.text(margin + 12, band + 92, _broker_words(view), "small")
-    for edge in view.edges:
-        sender = lefts[edge.index] + widths[edge.index] - 30
-        receiver = lefts[edge.index + 1] + 30
+    first = stages[0].spec.stage_index
+    for place, edge in enumerate(view.edges[first : first + len(stages) + 1]):
+        sender = lefts[place] + widths[place] - 30
+        receiver = lefts[place + 1] + 30
         thick = _thickness(view, edge)
         _open_edge(picture, edge)
         tip = floor + _tip(thick)
@@ -50,31 +69,38 @@ def draw_across(view: PipelineView, name: str, width: Number = 1000) -> str:
             kind = "small strong" if line == 0 else "small"
             picture.text(middle, band + 50 + 17 * line, words, kind, "middle")
         picture.close()
-    for index, words in ((0, "sends images"), (-1, "takes results")):
-        _client(picture, view, lefts[index], floor - CLIENT_HEIGHT, CLIENT_WIDTH, words)
-    for stage, left in zip(view.stages, lefts[1:-1], strict=True):
-        _stage(picture, view, stage, left, floor - _stage_height(stage, 1), column, 1)
-    return picture.finish(band + 107)
+    end = floor - CLIENT_HEIGHT
+    if first == 0:
+        _client(picture, view, lefts[0], end, CLIENT_WIDTH, "sends images")
+    else:
+        _elsewhere(picture, lefts[0], end, f"Stage {first - 1}", "row above")
+    if last:
+        _client(picture, view, lefts[-1], end, CLIENT_WIDTH, "takes results")
+    else:
+        _elsewhere(picture, lefts[-1], end, f"Stage {first + len(stages)}", "row below")
+    for stage, left in zip(stages, lefts[1:-1], strict=True):
+        _stage(picture, view, stage, left, floor - _stage_height(stage), column)
+    return band + 104
 
 
-def draw_down(view: PipelineView, name: str, width: Number = 360, cards_in_a_row: int = 1) -> str:
-    """The stages from top to bottom beside the broker; for any number of stages."""
+def draw_down(view: PipelineView, name: str, width: Number = 360) -> str:
+    """The stages from top to bottom beside the broker: for a narrow page."""
     picture = _begin(view, name, width)
-    left, band, top, between = 62, 34, 6.0, 62
+    left, band, top, between = 76, 46, 6.0, 62
     boxes: list[tuple[float, float]] = []
-    heights = [54, *(_stage_height(stage, cards_in_a_row) for stage in view.stages), 54]
+    heights = [54, *(_stage_height(stage) for stage in view.stages), 54]
     for height in heights:
         boxes.append((top, top + height))
         top += height + between
     bottom = top - between
     _broker(picture, view, 2, 2, band, bottom + 2)
-    picture.text(band / 2 + 7, bottom / 2, "MQTT broker", "label", "middle", turn=-90)
+    picture.text(21, bottom / 2, "MQTT broker", "label", "middle", turn=-90)
     for edge in view.edges:
         sender = boxes[edge.index][1] - 18
         receiver = boxes[edge.index + 1][0] + 18
         thick = _thickness(view, edge)
         _open_edge(picture, edge)
-        steps = ("M", left, sender, "H", band + 8, "V", receiver, "H", left - _tip(thick))
+        steps = ("M", left, sender, "H", band - 11, "V", receiver, "H", left - _tip(thick))
         picture.path(steps, "arrow", thick)
         _arrow_head(picture, left, receiver, 90, thick)
         first, second = _edge_words(edge)
@@ -85,7 +111,7 @@ def draw_down(view: PipelineView, name: str, width: Number = 360, cards_in_a_row
     for index, words in ((0, "sends images"), (-1, "takes results")):
         _client(picture, view, left, boxes[index][0], width - left - 3, words)
     for stage, (upper, _) in zip(view.stages, boxes[1:-1], strict=True):
-        _stage(picture, view, stage, left, upper, width - left - 3, cards_in_a_row)
+        _stage(picture, view, stage, left, upper, width - left - 3)
     return picture.finish(bottom + 6)
 
 
@@ -109,9 +135,8 @@ def _begin(view: PipelineView, name: str, width: Number) -> Drawing:
     return picture
 
 
-def _stage_height(stage: StageView, cards_in_a_row: int) -> float:
-    rows = max(1, -(-len(stage.devices) // cards_in_a_row))
-    return HEAD + rows * (CARD + GAP) - GAP + PAD
+def _stage_height(stage: StageView) -> float:
+    return HEAD + max(1, len(stage.devices)) * (CARD + GAP) - GAP + PAD
 
 
 def _stage(
@@ -121,24 +146,21 @@ def _stage(
     left: float,
     top: float,
     width: float,
-    cards_in_a_row: int,
 ) -> None:
     hot = " hot" if stage.is_bottleneck else ""
     picture.open("")
-    picture.rect(left, top, width, _stage_height(stage, cards_in_a_row), f"stage{hot}", 10)
+    picture.rect(left, top, width, _stage_height(stage), f"stage{hot}", 10)
     picture.text(left + PAD, top + 23, f"Stage {stage.spec.stage_index}", "heading")
     if stage.is_bottleneck:
-        _tag(picture, left + width - PAD, top + 8)
+        _tag(picture, left + width - PAD, top - 11)
     words = stage.segments
     if stage.interval_ms is not None:
         words = f"a batch every {figures.ms(stage.interval_ms)}"
     picture.text(left + PAD, top + 44, fit(words, width - 2 * PAD, 13), "small")
     inside = width - 2 * PAD
-    card = (inside - GAP * (cards_in_a_row - 1)) / cards_in_a_row
     for index, device in enumerate(stage.devices):
-        x = left + PAD + index % cards_in_a_row * (card + GAP)
-        y = top + HEAD + index // cards_in_a_row * (CARD + GAP)
-        _card(picture, view, device, x, y, card, stage.is_bottleneck)
+        y = top + HEAD + index * (CARD + GAP)
+        _card(picture, view, device, left + PAD, y, inside, stage.is_bottleneck)
     if not stage.devices:
         picture.rect(left + PAD, top + HEAD, inside, CARD, "card absent", 6)
         picture.text(left + PAD + 10, top + HEAD + 33, "no device yet", "small")
@@ -158,26 +180,40 @@ def _card(
     expected = device.prediction
     picture.open(f"device {kind}", _device_hint(device))
     picture.rect(x, y, width, CARD, "card", 6)
-    busy = ""
     if expected is not None:
         scale = width / max(view.longest_ms, 1e-9)
         compute, relay = expected.compute_ms * scale, expected.relay_ms * scale
         picture.rect(x, y, compute, CARD, "compute", 6 if compute > 12 else 0)
-        picture.rect(x + compute, y, relay, CARD, "relay", pattern=f"{picture.name}-{kind}")
-        picture.rect(x, y + CARD - 4, expected.transfer_ms * scale, 4, "link")
-        busy = f"{figures.percent(expected.utilisation)} busy"
+        pattern = f"{picture.name}-{kind}"
+        picture.rect(x + compute, y, relay, CARD, "relay", pattern=pattern)
+        picture.rect(x, y + CARD - 8, expected.transfer_ms * scale, 3, "link")
     picture.rect(x, y, width, CARD, "outline", 6)
-    room = width - 20 - (8 + 7.2 * len(busy) if busy else 0)
-    picture.text(x + 10, y + 22, fit(device.name, room, 14.5), "label")
-    if busy:
-        picture.text(x + width - 10, y + 22, busy, "small strong", "end")
-    words = "no prediction"
-    if expected is not None:
-        words = f"{figures.ms(device.processor_ms)} a batch"
-        if expected.share < 0.9995:
-            words += f" · takes {figures.percent(expected.share)}"
-    picture.text(x + 10, y + 43, fit(words, width - 20, 13), "small")
+    name, share, time, busy = _card_words(device, width - 20)
+    picture.text(x + 10, y + 21, name, "label")
+    picture.text(x + 10, y + 40, time, "small")
+    for line, words in ((21, share), (40, busy)):
+        if words:
+            picture.text(x + width - 10, y + line, words, "small", "end")
     picture.close()
+
+
+def _card_words(device: DeviceView, room: float) -> tuple[str, str, str, str]:
+    """Name and share of the first line, time and utilisation of the second, as far as they fit."""
+    expected = device.prediction
+    name = fit(device.name, room, 14.5)
+    if expected is None:
+        return name, "", "no prediction", ""
+    share = ""
+    if expected.share < 0.9995:
+        part = figures.percent(expected.share)
+        left = room - width_of(name, 14.5) - 8
+        ways = (f"{part} of batches", f"takes {part}", "")
+        share = next(words for words in ways if width_of(words, 13) <= max(left, 0))
+    time = f"{figures.ms(device.processor_ms)} a batch"
+    busy = f"{figures.percent(expected.utilisation)} busy"
+    if width_of(time, 13) + width_of(busy, 13) + 6 > room:
+        time = figures.ms(device.processor_ms)
+    return name, share, time, busy
 
 
 def _device_hint(device: DeviceView) -> str:
@@ -202,6 +238,14 @@ def _client(
     picture.text(middle, top + height / 2 + 15, words, "small", "middle")
     if hot:
         _tag(picture, middle + 42, top - 20)
+
+
+def _elsewhere(picture: Drawing, left: float, top: float, name: str, words: str) -> None:
+    """Stands for a stage of the row before or after."""
+    picture.rect(left, top, CLIENT_WIDTH, CLIENT_HEIGHT, "card absent", 10)
+    middle = left + CLIENT_WIDTH / 2
+    picture.text(middle, top + CLIENT_HEIGHT / 2 - 4, name, "heading", "middle")
+    picture.text(middle, top + CLIENT_HEIGHT / 2 + 15, words, "small", "middle")
 
 
 def _broker(

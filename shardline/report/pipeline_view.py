@@ -154,5 +154,8 @@ def _edge(plan: Plan, index: int) -> EdgeView:
                 edge.transfer_ms,
             )
     codec = "float32" if index == 0 else plan.stages[index - 1].codec
+    words = figures.codec_word(codec, tensors)
     size_bytes = plan.batch_size * sum(spec.bytes_per_image for spec in tensors)
-    return EdgeView(index, tensors, figures.codec_word(codec, tensors), size_bytes, None)
+    return EdgeView(
+        index, tensors, words if codec == "float32" else f"before {words}", size_bytes, None
+    )
