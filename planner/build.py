@@ -8,9 +8,10 @@ import numpy
 import onnx
 import onnxruntime
 
-from contract.errors import ModelError, VerificationError
+from contract.errors import ModelError, VerificationError, WireFormatError
 from contract.plan import (
     Codec,
+    CodecVerification,
     Plan,
     StageSpec,
     Verification,
@@ -20,14 +21,14 @@ from contract.plan import (
 )
 from contract.topics import check_name
 from planner.choose import Choice, choose, segment_curve
-from planner.codec_choice import CodecCheck, check_codecs
+from planner.codec_check import check_codecs
 from planner.cost_model import stage_costs
 from planner.graph import SegmentedGraph
 from planner.importers.imported_model import ImportedModel
 from planner.onnx_graph import to_bytes
 from planner.predict import replicas
 from planner.progress import Progress, silent
-from planner.request import PlanRequest
+from planner.request import Calibration, PlanRequest
 from planner.split import StageGraph, find_tied_weights, split_graph
 from planner.verify import describe, verification_batch, verify_shards
 from shards.manifest import ShardManifest
@@ -69,8 +70,12 @@ def build_plan(
             plan = _write(graph, request, choice, folder)
             progress("verifying the written shards", 0.0)
             comparison = verify_shards(folder, plan, imported.reference, request.threads)
-            check = _check(graph, request, choice, folder, plan) if choice.is_lossy else None
-            if check is None or _is_good_enough(check, request):
+            check = None
+            if not choice.is_lossy:
+                break
+            progress("measuring what the codecs cost", 0.0)
+            check = _check(graph, request, choice, folder, plan)
+            if check is not None and _is_good_enough(check, request):
                 break
             for spec in plan.stages:
                 shutil.rmtree(folder / spec.folder)
@@ -130,19 +135,30 @@ def _placed(plan: Plan, graph: SegmentedGraph, request: PlanRequest, choice: Cho
 
 def _check(
     graph: SegmentedGraph, request: PlanRequest, choice: Choice, folder: Path, plan: Plan
-) -> CodecCheck:
-    """What the codecs of a choice cost in accuracy."""
-    calibration = request.calibration
-    if calibration is not None:
-        images, labels = calibration.images, calibration.labels
-    else:
-        model_input = graph.model.info.input
-        images = verification_batch(model_input, graph.model.inputs[0], CALIBRATION_IMAGES)
-        labels = ()
-    return check_codecs(folder, plan, choice.codecs, images, labels, request.threads)
+) -> CodecVerification | None:
+    """What the codecs of a choice cost in accuracy; None where they cannot carry the values."""
+    model_input, spec = graph.model.info.input, graph.model.inputs[0]
+    calibration = request.calibration or Calibration(
+        verification_batch(model_input, spec, CALIBRATION_IMAGES)
+    )
+    images = calibration.images
+    labels = calibration.labels or (None,) * len(images)
+    try:
+        check = check_codecs(folder, plan, choice.codecs[:-1], images, labels, request.threads)
+    except WireFormatError as error:
+        if request.codec != "auto":
+            raise ModelError(f"--codec {request.codec}: {error}") from error
+        return None
+    return CodecVerification(
+        images=check.images,
+        labelled=check.labelled,
+        top1_agreement=check.top1_agreement,
+        accuracy_drop_points=check.accuracy_drop_points,
+        max_abs_difference=check.max_abs_difference,
+    )
 
 
-def _is_good_enough(check: CodecCheck, request: PlanRequest) -> bool:
+def _is_good_enough(check: CodecVerification, request: PlanRequest) -> bool:
     """Codecs that were asked for by name are taken as they are; the plan records what they cost."""
     return request.codec != "auto" or check.accuracy_drop_points <= request.max_accuracy_drop
 

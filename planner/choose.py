@@ -12,7 +12,7 @@ from contract.codec import encoded_bytes
 from contract.errors import PartitionError
 from contract.plan import Codec
 from contract.prediction import Prediction, SegmentCosts, Verdict
-from planner.codec_choice import codec_candidates, relax, work_bytes
+from planner.codec_choice import codec_candidates, relax_codecs, work_bytes
 from planner.cost_model import batches_per_s
 from planner.decide import Decision, StageTimer, decide
 from planner.formulate import Site, formulate, stand_ins
@@ -200,7 +200,7 @@ def _with_lossy_codecs(graph: SegmentedGraph, first: Choice, rules: Rules) -> li
         return batches_per_s(packed, solutions[codec].stages)
 
     choices = []
-    for codec in codec_candidates(rate_with, first.decision.rate):
+    for codec in codec_candidates(rate_with):
         stages = solutions[codec].stages
         cuts = [stage.end for stage in stages[:-1]]
 
@@ -214,7 +214,7 @@ def _with_lossy_codecs(graph: SegmentedGraph, first: Choice, rules: Rules) -> li
         ) -> float:
             return batches_per_s(packed(codecs), stages)
 
-        codecs = relax([codec] * len(cuts), rate_of)
+        codecs = relax_codecs((codec,) * len(cuts), rate_of)
         decision = Decision.of(packed(codecs), stages, solutions[codec].bound)
         choices.append(_choice(decision, first.verdict, site, codecs))
     return choices

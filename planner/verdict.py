@@ -69,7 +69,7 @@ def weigh(
     errors: dict[Strategy, PartitionError] = {}
     for strategy in STRATEGIES:
         try:
-            solution = solve(_rules_for(strategy, rules))
+            solution = solve(rules_for(strategy, rules))
             prediction = predict(problem, solution, window, codecs, based_on)
         except PartitionError as error:
             errors[strategy] = error
@@ -117,7 +117,8 @@ def _allowed(rules: Rules) -> tuple[Strategy, ...]:
     return STRATEGIES
 
 
-def _rules_for(strategy: Strategy, rules: Rules) -> Rules:
+def rules_for(strategy: Strategy, rules: Rules) -> Rules:
+    """What ``rules`` means when one strategy is looked at."""
     if strategy in ("single", "replicas"):
         if strategy == rules.strategy:
             return rules

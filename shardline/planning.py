@@ -8,14 +8,20 @@ import numpy as np
 
 from client.sources import open_source
 from contract.errors import SettingsError, SourceError
+from contract.plan import Codec
 from contract.profile import FleetProfile, load_profile
 from deploy.device_file import load_device_file
 from planner.boards import broker_costs, described_basis, described_costs, model_facts
+from planner.choose import formulate_request, inner_edges, rules_of, with_codecs
 from planner.fleet_costs import broker_from_profile, devices_from_profile
 from planner.formulate import Site, like_this_machine
 from planner.graph import SegmentedGraph
+from planner.partition import partition
+from planner.problem import Problem
 from planner.profiler import Profile, unpacked_ratio
-from planner.request import Calibration
+from planner.progress import Progress
+from planner.request import Calibration, PlanRequest
+from planner.what_if import WhatIf, what_if
 
 MAX_CALIBRATION_IMAGES = 1000
 MEASURED_SUFFIX = ".json"
@@ -88,3 +94,19 @@ def _profile_of(path: Path, graph: SegmentedGraph) -> FleetProfile:
             "`shardline profile`, with the same weights and options"
         )
     return profile
+
+
+def answer_what_if(graph: SegmentedGraph, request: PlanRequest, progress: Progress) -> WhatIf:
+    """What fewer devices, other codecs or something bought would give, by the devices' figures.
+
+    Raises:
+        PartitionError: nothing that is asked for is possible; says what would be.
+    """
+    rules = rules_of(graph, request)
+    _, _, problem = formulate_request(graph, request, rules, progress)
+
+    def with_codec(codec: Codec) -> Problem:
+        return with_codecs(problem, graph, dict.fromkeys(inner_edges(problem), codec))
+
+    solution = partition(problem, rules)
+    return what_if(problem, partition, rules, solution, with_codec, progress=progress)

@@ -134,7 +134,8 @@ def run(
     from planner.request import PlanRequest
     from planner.rules import Method, Objective
     from shardline.cuts_table import print_cuts
-    from shardline.planning import calibration_of, site_of_file
+    from shardline.planning import answer_what_if, calibration_of, site_of_file
+    from shardline.what_if_table import what_if_report
 
     engine_threads = threads or available_cores()
     with steps("planning") as step:
@@ -161,15 +162,19 @@ def run(
                 calibration=calibration_of(calibration, graph) if calibration else None,
                 cluster=cluster,
             )
-            answer = ask_what_if(graph, request, step) if what_if else None
-            built = None if what_if else build_plan(imported, graph, request, step)
+            if what_if:
+                answers = answer_what_if(graph, request, step)
+            else:
+                built = build_plan(imported, graph, request, step)
     if list_cuts:
         print_cuts(graph, as_json)
-    elif answer is not None:
-        print_what_if(answer, as_json)
-    elif built is not None and as_json:
+    elif what_if and as_json:
+        print_json(answers.model_dump(mode="json"))
+    elif what_if:
+        stdout.print(what_if_report(answers))
+    elif as_json:
         print_json(built.model_dump(mode="json"))
-    elif built is not None:
+    else:
         stdout.print(stages_table(built))
         stdout.print(verification_line(built), soft_wrap=True)
         print_findings(built, stdout)
