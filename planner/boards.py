@@ -5,43 +5,24 @@ what is published for the kind of board. Pure.
 """
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from contract.described import DescribedDevice
+from contract.described import DescribedDevice, DescribedFleet
+from contract.errors import SettingsError
 from contract.kind import Kind
+from planner.board_estimates import ModelFacts, estimate, speed_words
 from planner.cost_model import REFERENCE_RELAY
 from planner.graph import SegmentedGraph
-from planner.problem import DeviceCosts, Link, RelayCosts
+from planner.problem import BrokerCosts, DeviceCosts, Link, RelayCosts
 from planner.profiler import Profile
-from planner.published import BOARDS, FLOPS_PER_IMAGE, OTHER_LINK, Board
-
-SAME_FLOPS = 1.1
-"""A model of a published name is the published one if its operations differ by less: another number
-of classes is nothing, another input size is."""
-_TORCHVISION = "torchvision:"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What a published figure is found by. ``name`` is as it was given: torchvision:resnet50."""
-
-    name: str
-    flops_per_image: int
+from planner.published import BOARDS, OTHER_LINK
 
 
 def model_facts(graph: SegmentedGraph) -> ModelFacts:
     """Of a model in segments."""
     flops = sum(segment.flops_per_image for segment in graph.segments)
     return ModelFacts(graph.model.info.name, flops)
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """``ms`` is of the whole model for one image; ``based_on`` says in a sentence where from."""
-
-    ms: float
-    based_on: str
 
 
 def board_costs(
@@ -71,13 +52,13 @@ def board_costs(
         unpacked_ratio: how many times as long the model takes with weights that are not prepacked,
             on this machine. None: not measured, and prepacking is not given up.
     """
-    estimate = _estimate(device, model)
+    found = estimate(device, model)
     total = sum(reference.segment_ms)
-    if estimate is None:
+    if found is None:
         scale = batch_size / reference.batch_size / device.speed
         relay_scale = 1 / device.speed
     else:
-        scale = estimate.ms * _images_worth(batch_size, reference, single) / (total or 1.0)
+        scale = found.ms * _images_worth(batch_size, reference, single) / (total or 1.0)
         relay_scale = 1 / (BOARDS[device.kind].core_speed * device.speed)
     segment_ms = tuple(scale * ms for ms in reference.segment_ms)
     return DeviceCosts(
@@ -94,57 +75,108 @@ def board_costs(
 
 def link_of(device: DescribedDevice) -> Link:
     """As the file says, and where it says nothing as its kind has it."""
-    return overlaid(usual_link(device.kind), device)
-
-
-def usual_link(kind: Kind | None) -> Link:
-    """What a kind has; None stands for a machine that nothing is known of."""
-    board = BOARDS.get(kind) if kind is not None else None
-    return board.link if board else OTHER_LINK
-
-
-def overlaid(link: Link, device: DescribedDevice) -> Link:
-    """``link`` with what the file gives put over it."""
-    given = {
-        "up_bytes_per_s": device.up_bytes_per_s,
-        "down_bytes_per_s": device.down_bytes_per_s,
-        "latency_ms": device.latency_ms,
-    }
-    return replace(link, **{name: value for name, value in given.items() if value is not None})
+    return _overlaid(_usual_link(device.kind), device)
 
 
 def basis(device: DescribedDevice, model: ModelFacts) -> str:
     """Where a device's times come from, in one sentence without a full stop."""
     if device.profile is not None:
         return f"measured: {device.profile}"
-    estimate = _estimate(device, model)
-    if estimate is not None:
-        return estimate.based_on
-    return f"{device.kind}: this machine's times{_speed_words(device)}"
+    found = estimate(device, model)
+    if found is not None:
+        return found.based_on
+    return f"{device.kind}: this machine's times{speed_words(device)}"
 
 
-def _estimate(device: DescribedDevice, model: ModelFacts) -> Estimate | None:
-    """None for a kind of which nothing is published: it is another machine like this one."""
-    board = BOARDS.get(device.kind)
-    if board is None:
-        return None
-    figures = {**board.whole_ms, **board.estimated_ms}
-    anchor = _nearest(figures, model)
-    ratio = model.flops_per_image / FLOPS_PER_IMAGE[anchor]
-    how = "published" if anchor in board.whole_ms else "estimated from a Pi 4's"
-    words = (
-        f"{device.kind}: {how}, not measured: ncnn takes {figures[anchor]:.5g} ms for {anchor}; "
-        f"x {board.engine_factor:g} for onnxruntime"
+def described_costs(
+    fleet: DescribedFleet,
+    model: ModelFacts,
+    reference: Profile,
+    batch_size: int,
+    profiles: Mapping[str, Sequence[DeviceCosts]] | None = None,
+    *,
+    single: Profile | None = None,
+    relay: RelayCosts = REFERENCE_RELAY,
+    unpacked_ratio: float | None = None,
+) -> tuple[DeviceCosts, ...]:
+    """:func:`board_costs` of every device, but of a measured one what was measured.
+
+    Of a profile the device of the same name counts, or the only one that is in it: the devices of
+    a ``count`` are alike. The link that the file gives goes before the measured one, and of two
+    limits of memory the lower one holds.
+
+    Args:
+        profiles: what was measured, by the path that devices name as their profile.
+        fleet, model, reference, batch_size, single, relay, unpacked_ratio: as for
+            :func:`board_costs`.
+
+    Raises:
+        SettingsError: ``profiles`` has nothing of a device that names one, or it is of another
+            number of segments.
+    """
+    found = []
+    for device in fleet.devices:
+        if device.profile is None:
+            costs = board_costs(
+                device,
+                model,
+                reference,
+                batch_size,
+                single=single,
+                relay=relay,
+                unpacked_ratio=unpacked_ratio,
+            )
+        else:
+            profile = (profiles or {}).get(device.profile, ())
+            costs = _measured(device, profile, len(reference.segment_ms))
+        found.append(costs)
+    return tuple(found)
+
+
+def broker_costs(fleet: DescribedFleet) -> BrokerCosts:
+    """The broker's card: as the file says, or as the kind of its machine has it.
+
+    What Mosquitto takes of the processor is not known for any board and counts as nothing.
+    """
+    if fleet.broker_bytes_per_s is not None:
+        return BrokerCosts(fleet.broker_bytes_per_s)
+    link = _usual_link(fleet.broker_kind)
+    return BrokerCosts(min(link.up_bytes_per_s, link.down_bytes_per_s))
+
+
+def described_basis(fleet: DescribedFleet, model: ModelFacts) -> str:
+    """Where the times of all devices come from, each source once."""
+    return "; ".join(dict.fromkeys(basis(device, model) for device in fleet.devices))
+
+
+def _measured(
+    device: DescribedDevice, profile: Sequence[DeviceCosts], num_segments: int
+) -> DeviceCosts:
+    measured = next((costs for costs in profile if costs.name == device.name), None)
+    if measured is None and len(profile) == 1:
+        measured = profile[0]
+    if measured is None:
+        names = ", ".join(costs.name for costs in profile) or "no device"
+        raise SettingsError(
+            f"device {device.name}: the profile {device.profile} has {names}; measure this device "
+            "with `shardline profile`, name it as there, or remove `profile`"
+        )
+    if len(measured.segment_ms) != num_segments:
+        raise SettingsError(
+            f"device {device.name}: the profile {device.profile} is of a model with "
+            f"{len(measured.segment_ms)} segments, this one has {num_segments}; measure this model "
+            "with `shardline profile`"
+        )
+    link = measured.link
+    if math.isinf(link.up_bytes_per_s) and math.isinf(link.down_bytes_per_s):
+        link = _usual_link(device.kind)  # its link was not measured
+    limits = [m for m in (measured.memory_bytes, device.memory_bytes) if m is not None]
+    return replace(
+        measured,
+        name=device.name,
+        link=_overlaid(link, device),
+        memory_bytes=min(limits, default=None),
     )
-    if _is_called(model, anchor) and 1 / SAME_FLOPS < ratio < SAME_FLOPS:
-        ratio = 1.0
-    else:
-        why = "at another input size" if _is_called(model, anchor) else "which has no figure"
-        words += f", x {ratio:.3g} for the operations of {model.name}, {why}"
-    if device.cores is not None:
-        words += f", on {device.cores} of 4 cores"
-    ms = figures[anchor] * board.engine_factor * ratio * _cores_factor(board, device.cores)
-    return Estimate(ms / device.speed, words + _speed_words(device))
 
 
 def _images_worth(batch_size: int, reference: Profile, single: Profile | None) -> float:
@@ -156,26 +188,17 @@ def _images_worth(batch_size: int, reference: Profile, single: Profile | None) -
     return batch_size * together / (alone or 1.0)
 
 
-def _nearest(figures: Collection[str], model: ModelFacts) -> str:
-    """The model of the same name that there is a figure of, or else of the nearest operations."""
-    for name in figures:
-        if _is_called(model, name):
-            return name
-    flops = max(model.flops_per_image, 1)
-    return min(figures, key=lambda name: abs(math.log(flops / FLOPS_PER_IMAGE[name])))
+def _usual_link(kind: Kind | None) -> Link:
+    """What a kind has; None stands for a machine that nothing is known of."""
+    board = BOARDS.get(kind) if kind is not None else None
+    return board.link if board else OTHER_LINK
 
 
-def _is_called(model: ModelFacts, name: str) -> bool:
-    return model.name == f"{_TORCHVISION}{name}"
-
-
-def _cores_factor(board: Board, cores: int | None) -> float:
-    """Time on so many of the four cores, by that on all: Amdahl's law through one and four."""
-    if cores is None:
-        return 1.0
-    parallel = (board.one_core_ratio - 1) * 4 / 3
-    return board.one_core_ratio - parallel + parallel / cores
-
-
-def _speed_words(device: DescribedDevice) -> str:
-    return "" if device.speed == 1.0 else f", at {device.speed:g} times the speed"
+def _overlaid(link: Link, device: DescribedDevice) -> Link:
+    """``link`` with what the file gives put over it."""
+    given = {
+        "up_bytes_per_s": device.up_bytes_per_s,
+        "down_bytes_per_s": device.down_bytes_per_s,
+        "latency_ms": device.latency_ms,
+    }
+    return replace(link, **{name: value for name, value in given.items() if value is not None})

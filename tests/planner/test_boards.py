@@ -9,9 +9,16 @@ from contract.described import DescribedDevice, DescribedFleet
 from contract.errors import SettingsError
 from contract.kind import Kind
 from deploy.device_file import load_device_file
-from planner.boards import ModelFacts, basis, board_costs, link_of, model_facts
+from planner.board_estimates import ModelFacts
+from planner.boards import (
+    basis,
+    board_costs,
+    broker_costs,
+    described_basis,
+    described_costs,
+    link_of,
+)
 from planner.cost_model import REFERENCE_RELAY
-from planner.described_fleet import broker_costs, described_basis, described_costs
 from planner.problem import DeviceCosts, Link
 from planner.profiler import Profile
 from planner.published import (
@@ -20,7 +27,6 @@ from planner.published import (
     NCNN_TO_ONNXRUNTIME,
     NCNN_TO_ONNXRUNTIME_V8_0,
 )
-from tests.planner.conftest import Cached
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = Profile((1.0, 0.0, 6.0, 3.0), whole_ms=10.0, batch_size=1, threads=1, rounds=5)
@@ -235,14 +241,6 @@ def test_the_drawer_can_be_planned_for() -> None:
     assert times[0] == pytest.approx(46.21 * NCNN_TO_ONNXRUNTIME)
     assert costs[1].same_kind(costs[2])
     assert all(c.memory_bytes for c in costs)
-
-
-@pytest.mark.parametrize("torchvision_model", ["mobilenet_v2"], indirect=True)
-def test_the_operations_of_a_published_model_are_those_that_are_counted_here(
-    torchvision_model: Cached,
-) -> None:
-    facts = model_facts(torchvision_model.graph)
-    assert facts == model("mobilenet_v2")
 
 
 def test_the_page_has_every_figure_that_is_planned_with() -> None:

@@ -5,8 +5,11 @@ import pytest
 from onnx import NodeProto, helper
 
 from planner.batch_root import ROOT
+from planner.board_estimates import ModelFacts
+from planner.boards import model_facts
 from planner.flops import node_flops
 from planner.graph import needed_constants, single_live_tensors, split_derived
+from planner.published import FLOPS_PER_IMAGE
 from tests.planner.conftest import Cached
 
 
@@ -161,6 +164,9 @@ def test_operations_of_known_models_are_right(torchvision_model: Cached) -> None
     name = torchvision_model.imported.name.partition(":")[2]
     counted = sum(segment.flops_per_image for segment in torchvision_model.graph.segments)
     assert counted == pytest.approx(FLOPS[name], rel=0.03)
+    # A published figure is found by the name and the operations together.
+    published = ModelFacts(f"torchvision:{name}", FLOPS_PER_IMAGE[name])
+    assert model_facts(torchvision_model.graph) == published
 
 
 @pytest.mark.parametrize("torchvision_model", ["resnet18"], indirect=True)
