@@ -86,6 +86,11 @@ def memory_bytes(
     )
 
 
+def cut_ms(problem: Problem, device: DeviceCosts, first: int, end: int) -> float:
+    """What the engine pays for beginning and ending where the whole model would go on."""
+    return device.cut_byte_ms * (problem.cut_bytes(first) + problem.cut_bytes(end))
+
+
 def stage_costs(problem: Problem, device: DeviceCosts, first: int, end: int) -> StageCosts | None:
     """Costs of segments ``first`` to ``end`` on a device, or None where they do not fit.
 
@@ -97,7 +102,7 @@ def stage_costs(problem: Problem, device: DeviceCosts, first: int, end: int) -> 
         needed = memory_bytes(problem, device, first, end, prepack)
         if device.memory_bytes is None or needed <= device.memory_bytes:
             return StageCosts(
-                compute_ms=sum(times[first:end]),
+                compute_ms=sum(times[first:end]) + cut_ms(problem, device, first, end),
                 relay_ms=receive_ms(problem.work_bytes(first), device.relay)
                 + send_ms(problem.work_bytes(end), device.relay),
                 down_ms=device.link.down_ms(problem.edge_bytes[first]),

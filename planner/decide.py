@@ -8,11 +8,10 @@ ratio on every device, and the decision taken again, until it stays or time is u
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from planner.cost_model import batches_per_s, latency_ms
-from planner.formulate import with_factors
 from planner.partition import partition
 from planner.problem import Problem, Solution, StageChoice
 from planner.progress import Progress, silent
@@ -20,6 +19,9 @@ from planner.rules import Rules
 
 MAX_ITERATIONS = 5
 MEASURING_S = 2.0
+
+MIN_SHARE = 0.2
+"""Of a stage's measured time that is its segments' in any case."""
 
 StageTimer = Callable[[Sequence[tuple[int, int]]], Sequence[float]]
 """Times in ms of half-open ranges of segments, each run as the stage that it would be, all in the
@@ -55,6 +57,15 @@ class Decision:
         return [0, *(stage.end for stage in self.stages)]
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What measured stages have taught. ``factors`` are of the segments' own times; a cut costs
+    ``cut_byte_ms`` at each end for each byte, in ms of this machine."""
+
+    factors: tuple[float, ...]
+    cut_byte_ms: float = 0.0
+
+
 def decide(
     problem: Problem,
     rules: Rules,
@@ -79,11 +90,11 @@ def decide(
         PartitionError: nothing that the rules allow is possible.
     """
     progress("deciding", 0.0)
-    factors = [1.0] * problem.num_segments
-    deadline = time.monotonic() + budget_s
     current = Decision(problem, solve(problem, rules))
     if time_stages is None:
         return current
+    correction = Correction((1.0,) * problem.num_segments)
+    deadline = time.monotonic() + budget_s
     tried: list[Decision] = []
     measured: set[tuple[int, ...]] = set()
     for iteration in range(MAX_ITERATIONS):
@@ -91,8 +102,10 @@ def decide(
         if boundaries not in measured:
             progress("measuring the stages", iteration / MAX_ITERATIONS)
             measured.add(boundaries)
-            factors = correct(factors, segment_ms, boundaries, time_stages)
-        corrected = with_factors(problem, factors)
+            ranges = [*pairwise(boundaries), (0, problem.num_segments)]
+            times = time_stages(ranges)
+            correction = correct(problem, correction, segment_ms, boundaries, times)
+        corrected = with_correction(problem, correction, segment_ms)
         # What was chosen before, by figures that know its stages; and what is best by them now.
         again = solve(corrected, rules)
         tried.append(Decision(corrected, _revalue(corrected, current, again, rules)))
@@ -105,26 +118,65 @@ def decide(
 
 
 def correct(
-    factors: Sequence[float],
+    problem: Problem,
+    before: Correction,
     segment_ms: Sequence[float],
     boundaries: Sequence[int],
-    time_stages: StageTimer,
-) -> list[float]:
-    """Factors that make the segments of each stage add up to what the stage takes.
+    measured_ms: Sequence[float],
+) -> Correction:
+    """What stages say, measured beside the whole model. Pure.
 
-    The whole model runs in the same moments, so that a machine that has become slower meanwhile
-    does not look like a stage that is slow.
+    All stages together take longer than the whole: that is the price of the cuts, which grows with
+    what is written and read there, so the same is assumed of cuts that were not measured. What is
+    left of a stage's difference belongs to its segments.
+
+    Args:
+        problem: knows the bytes at every cut.
+        before: what was learnt until now.
+        segment_ms: this machine's time of each segment.
+        boundaries: of the measured stages.
+        measured_ms: times of the stages, and last of the whole model: it ran in the same moments,
+            so that a machine that has become slower meanwhile does not look like slow stages.
     """
-    count = len(segment_ms)
+    *stages_ms, whole_ms = measured_ms
     ranges = list(pairwise(boundaries))
-    *stages, whole = time_stages([*ranges, (0, count)])
-    pace = whole / max(sum(segment_ms), 1e-9)
-    corrected = list(factors)
-    for ms, (first, end) in zip(stages, ranges, strict=True):
+    pace = whole_ms / max(sum(segment_ms), 1e-9)
+    own_ms = [ms / pace for ms in stages_ms]
+    cut_bytes = [problem.cut_bytes(first) + problem.cut_bytes(end) for first, end in ranges]
+    excess_ms = sum(own_ms) - sum(segment_ms)
+    cut_byte_ms = before.cut_byte_ms
+    if sum(cut_bytes):
+        cut_byte_ms = max(0.0, excess_ms / sum(cut_bytes))
+    factors = list(before.factors)
+    for ms, size, (first, end) in zip(own_ms, cut_bytes, ranges, strict=True):
         known = sum(segment_ms[first:end])
         if known > 0:
-            corrected[first:end] = [ms / (pace * known)] * (end - first)
-    return corrected
+            left_ms = max(ms - cut_byte_ms * size, MIN_SHARE * ms)
+            factors[first:end] = [left_ms / known] * (end - first)
+    return Correction(tuple(factors), cut_byte_ms)
+
+
+def with_correction(
+    problem: Problem, correction: Correction, segment_ms: Sequence[float]
+) -> Problem:
+    """The same problem with every device's times corrected, in proportion to its own speed."""
+
+    def scaled(times: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(ms * factor for ms, factor in zip(times, correction.factors, strict=True))
+
+    here_ms = max(sum(segment_ms), 1e-9)
+    return replace(
+        problem,
+        devices=tuple(
+            replace(
+                device,
+                segment_ms=scaled(device.segment_ms),
+                unpacked_ms=None if device.unpacked_ms is None else scaled(device.unpacked_ms),
+                cut_byte_ms=correction.cut_byte_ms * sum(device.segment_ms) / here_ms,
+            )
+            for device in problem.devices
+        ),
+    )
 
 
 def _revalue(problem: Problem, chosen: Decision, best: Solution, rules: Rules) -> Solution:

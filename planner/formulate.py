@@ -9,6 +9,9 @@ from planner.graph import SegmentedGraph, edge_bytes
 from planner.problem import BrokerCosts, ClientCosts, DeviceCosts, Problem
 
 
+LEAST_SEGMENT_MS = 1e-4
+
+
 @dataclass(frozen=True)
 class Site:
     """Where a plan is to run. ``based_on`` says in a sentence where the figures come from.
@@ -45,32 +48,26 @@ def like_this_machine(segment_ms: Sequence[float], names: Sequence[str]) -> Site
 
 
 def formulate(graph: SegmentedGraph, site: Site, batch_size: int) -> Problem:
-    """The problem of placing ``graph`` on ``site``, all activations in float32."""
+    """The problem of placing ``graph`` on ``site``, all activations as they are."""
+    edges = tuple(edge_bytes(graph, batch_size))
     return Problem(
-        devices=site.devices,
+        devices=tuple(_measurable(device) for device in site.devices),
         weight_bytes=tuple(segment.weight_bytes for segment in graph.segments),
         activation_bytes=tuple(peak_activation_bytes(graph, batch_size)),
-        edge_bytes=tuple(edge_bytes(graph, batch_size)),
+        edge_bytes=edges,
+        edge_cut_bytes=edges,
         batch_size=batch_size,
         broker=site.broker,
         client=site.client,
     )
 
 
-def with_factors(problem: Problem, factors: Sequence[float]) -> Problem:
-    """The same problem with the time of each segment times its factor, on every device."""
+def _measurable(device: DeviceCosts) -> DeviceCosts:
+    """A segment whose work was fused into a neighbour's takes next to nothing, but not nothing: a
+    stage of such segments must have times that can be corrected."""
 
-    def scaled(times: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(ms * factor for ms, factor in zip(times, factors, strict=True))
+    def floored(times: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(max(ms, LEAST_SEGMENT_MS) for ms in times)
 
-    return replace(
-        problem,
-        devices=tuple(
-            replace(
-                device,
-                segment_ms=scaled(device.segment_ms),
-                unpacked_ms=None if device.unpacked_ms is None else scaled(device.unpacked_ms),
-            )
-            for device in problem.devices
-        ),
-    )
+    unpacked = None if device.unpacked_ms is None else floored(device.unpacked_ms)
+    return replace(device, segment_ms=floored(device.segment_ms), unpacked_ms=unpacked)

@@ -43,7 +43,9 @@ class DeviceCosts:
     ``segment_ms`` with weights prepacked, ``unpacked_ms`` without (None: it was not measured, and
     prepacking is not given up). ``memory_bytes`` is what the stage's process may use, None for no
     limit; ``base_bytes`` what it takes before any weight. ``packing_factor``: bytes of memory for a
-    byte of weights when prepacked. Devices that are equal in all but their name are of one kind.
+    byte of weights when prepacked. ``cut_byte_ms`` is what a cut costs the engine at each of its
+    two ends, for each byte of the activation: what cannot be fused, a layout changed back. Devices
+    that are equal in all but their name are of one kind.
     """
 
     name: str
@@ -54,6 +56,7 @@ class DeviceCosts:
     base_bytes: int = 80 * MB
     packing_factor: float = 2.0
     unpacked_ms: tuple[float, ...] | None = None
+    cut_byte_ms: float = 0.0
 
     def same_kind(self, other: "DeviceCosts") -> bool:
         """Whether the two can take each other's place."""
@@ -93,6 +96,8 @@ class Problem:
     segment, the most that its tensors take at once. ``window_batches`` is how many inputs and
     outputs a stage holds. ``edge_work_bytes``: as how many bytes an edge counts for the processors
     at its two ends; more than travel where a codec has to be applied, and None where none is.
+    ``edge_cut_bytes``: what the engines at its two ends have to write and read if a cut is there,
+    whatever the codec; None where that is what travels.
     """
 
     devices: tuple[DeviceCosts, ...]
@@ -104,6 +109,7 @@ class Problem:
     client: ClientCosts = field(default_factory=ClientCosts)
     window_batches: int = 3
     edge_work_bytes: tuple[int, ...] | None = None
+    edge_cut_bytes: tuple[int, ...] | None = None
 
     @property
     def num_segments(self) -> int:
@@ -113,6 +119,11 @@ class Problem:
     def work_bytes(self, edge: int) -> int:
         """Bytes that the processors at both ends of an edge have to handle."""
         return (self.edge_work_bytes or self.edge_bytes)[edge]
+
+    def cut_bytes(self, edge: int) -> int:
+        """Bytes that engines write and read for a cut at this edge: none for inputs and results."""
+        inner = 0 < edge < self.num_segments
+        return (self.edge_cut_bytes or self.edge_bytes)[edge] if inner else 0
 
     def device(self, name: str) -> DeviceCosts:
         """A device by its name."""

@@ -18,7 +18,7 @@ from planner.formulate import Site, like_this_machine
 from planner.graph import SegmentedGraph
 from planner.partition import partition
 from planner.problem import Problem
-from planner.profiler import Profile, unpacked_ratio
+from planner.profiler import Profile, profile_segments, unpacked_ratio
 from planner.progress import Progress
 from planner.request import Calibration, PlanRequest
 from planner.what_if import WhatIf, what_if

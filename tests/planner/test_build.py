@@ -199,7 +199,8 @@ def test_without_a_profile_everything_is_measured(small: Small, tmp_path: Path) 
     assert all(stage.predicted_ms_per_batch for stage in plan.stages)
     assert list(dict.fromkeys(steps)) == [
         "profiling",
-        "balancing the stages",
+        "deciding",
+        "measuring the stages",
         "writing shards",
         "verifying the written shards",
     ]
