@@ -40,11 +40,6 @@ def send_ms(size_bytes: float, relay: RelayCosts = REFERENCE_RELAY) -> float:
     return (1 - RECEIVE_SHARE) * relay_ms(size_bytes, relay)
 
 
-def stage_ms(compute_ms: float, input_bytes: int, output_bytes: int) -> float:
-    """Processor time of one batch on the machine that the relay line was measured on, in ms."""
-    return receive_ms(input_bytes) + compute_ms + send_ms(output_bytes)
-
-
 @dataclass(frozen=True, slots=True)
 class StageCosts:
     """One batch of a stage on a device, in ms, and the bytes of memory that it needs there."""
@@ -88,7 +83,9 @@ def memory_bytes(
 
 def cut_ms(problem: Problem, device: DeviceCosts, first: int, end: int) -> float:
     """What the engine pays for beginning and ending where the whole model would go on."""
-    return device.cut_byte_ms * (problem.cut_bytes(first) + problem.cut_bytes(end))
+    return device.cut_byte_ms * problem.cut_bytes(first) + device.cut_byte_ms * problem.cut_bytes(
+        end
+    )
 
 
 def stage_costs(problem: Problem, device: DeviceCosts, first: int, end: int) -> StageCosts | None:

@@ -8,7 +8,6 @@ from planner.cost_model import REFERENCE_RELAY
 from planner.graph import SegmentedGraph, edge_bytes
 from planner.problem import BrokerCosts, ClientCosts, DeviceCosts, Problem
 
-
 LEAST_SEGMENT_MS = 1e-4
 
 

@@ -11,9 +11,12 @@ Method = Literal["exact", "greedy", "even"]
 
 @dataclass(frozen=True)
 class Rules:
-    """How the devices may be used. ``boundaries`` fixes the cuts: only devices are chosen then.
+    """How the devices may be used.
 
-    ``seconds`` is what a solver may take where no exact method is quick enough.
+    ``boundaries`` fixes the cuts (segment indices from 0 to the number of segments, both included),
+    so that only devices are chosen. ``seconds`` is how long may be spent where the problem is too
+    large to be solved exactly; smaller ones take what they take. ``min_stages`` counts only where
+    ``num_stages`` is None.
     """
 
     strategy: Strategy = "mixed"

@@ -55,7 +55,12 @@ def site_of_file(path: Path, graph: SegmentedGraph, batch_size: int, threads: in
     def make(profile: Profile) -> Site:
         limited = any(device.memory_bytes is not None for device in fleet.devices)
         ratio = unpacked_ratio(graph, batch_size, threads) if limited else None
-        devices = described_costs(fleet, model, profile, batch_size, profiles, unpacked_ratio=ratio)
+        boards = any(device.kind.is_board and device.profile is None for device in fleet.devices)
+        # What is published is for one image: a batch takes as many times as long as it does here.
+        single = profile_segments(graph, 1, threads) if boards and batch_size > 1 else None
+        devices = described_costs(
+            fleet, model, profile, batch_size, profiles, single=single, unpacked_ratio=ratio
+        )
         return Site(devices, described_basis(fleet, model), broker_costs(fleet))
 
     return make
