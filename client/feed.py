@@ -23,11 +23,18 @@ class Feed:
     max_message_bytes: int
 
 
+def window_of(plan: Plan) -> int:
+    """Batches in flight: what the plan is predicted to need, or 2 for each device."""
+    if plan.prediction is not None:
+        return plan.prediction.window
+    return 2 * sum(len(place.replicas) for place in plan.placement)
+
+
 class FeedWatch:
     """Follows the published plan and the devices' statuses."""
 
     def __init__(self, client: str, window: int | None) -> None:
-        """``window`` None means 2 for each device of the plan."""
+        """``window`` None means what the plan needs, see :func:`window_of`."""
         self._client, self._window = client, window
         self._fleet = FleetView()
         self._feed: Feed | None = None
@@ -76,7 +83,7 @@ class FeedWatch:
         router = Router(plan)
         for status in self._fleet.statuses():
             router.set_live(status.device, is_live(status, plan))
-        window = self._window or 2 * sum(len(place.replicas) for place in plan.placement)
+        window = self._window or window_of(plan)
         replaces = previous is not None and previous.plan.plan_id != plan.plan_id
         if previous is None or replaces:
             meter = PipelineMeter(self._client, plan, window, now)

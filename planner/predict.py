@@ -15,8 +15,9 @@ from planner.cost_model import (
     transfer_ms,
 )
 from planner.problem import Problem, Solution, StageChoice
-from planner.routing import costs_on, default_window, shares, speeds
+from planner.routing import costs_on, shares, speeds
 from planner.simulate import simulate
+from planner.window import enough_window
 
 
 def predict(
@@ -27,7 +28,7 @@ def predict(
     Args:
         problem: what everything costs.
         solution: the stages and their bound.
-        window: batches in flight; None for the client's default, two for each device.
+        window: batches in flight; None for as many as the plan needs to reach its rate.
         codecs: how each of the problem's edges travels, one more than there are segments.
         based_on: where the figures come from, in words.
 
@@ -43,13 +44,13 @@ def predict(
         for index, stage in enumerate(stages)
         for device in _devices(problem, index, stage, rate)
     )
-    window = window or default_window(stages)
+    loaded = simulate(problem, stages, window) if window else enough_window(problem, stages)
     bytes_per_batch = sum(problem.edge_bytes[edge] for edge in edges)
     return Prediction(
         images_per_s=rate * problem.batch_size,
         latency_ms=latency_ms(problem, stages),
-        loaded_latency_ms=simulate(problem, stages, window).latency_ms_p50,
-        window=window,
+        loaded_latency_ms=loaded.latency_ms_p50,
+        window=loaded.window,
         bottleneck=bottleneck(problem, stages),
         bound_images_per_s=_bound(problem, solution, rate) * problem.batch_size,
         broker_bytes_per_image=bytes_per_batch / problem.batch_size,

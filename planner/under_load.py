@@ -4,8 +4,8 @@ from pydantic import Field
 
 from contract.frozen import FrozenModel
 from planner.problem import Problem, Solution
-from planner.routing import default_window
 from planner.simulate import Simulation, simulate
+from planner.window import enough_window
 
 JITTER = 0.05
 """Coefficient of variation of computing times where nobody measured it: two runs of the same work
@@ -58,7 +58,8 @@ def under_load(
         PartitionError: a stage does not fit one of its devices.
     """
     stages = solution.stages
-    seen = simulate(problem, stages, window or default_window(stages), jitter=jitter)
+    window = window or enough_window(problem, stages).window
+    seen = simulate(problem, stages, window, jitter=jitter)
     return UnderLoad(
         window=seen.window,
         jitter=jitter,

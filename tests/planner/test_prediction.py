@@ -36,7 +36,7 @@ def test_a_prediction_is_what_the_cost_model_and_the_simulation_say(kind: Kind) 
         assert said.images_per_s == pytest.approx(4 * rate)
         assert said.gap == 0.0
         assert said.latency_ms == latency_ms(problem, stages)
-        assert said.window == default_window(stages)
+        assert said.window >= default_window(stages)
         assert said.loaded_latency_ms == simulate(problem, stages, said.window).latency_ms_p50
         assert {device.device for device in said.devices} == {
             name for stage in stages for name in stage.devices
