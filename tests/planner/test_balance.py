@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import PartitionError
-from planner.cost_model import relay_ms, stage_ms
 from planner.balance import bottleneck_ms, partition, stage_times
+from planner.cost_model import relay_ms, stage_ms
 
 times = st.lists(st.floats(0.01, 50), min_size=1, max_size=9)
 sizes = st.lists(st.integers(1, 5_000_000), min_size=10, max_size=10)
