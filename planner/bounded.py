@@ -25,10 +25,11 @@ from planner.grouping import (
 from planner.integer_program import ask
 from planner.local_search import Neighbourhood, improve
 from planner.problem import DeviceCosts, Problem, Solution, StageChoice
-from planner.spans import Floats, Spans, costs_of_all, make_spans
+from planner.spans import Spans, costs_of_all, make_spans
 
-GROUPED_STEPS = 20_000_000
-"""Of an exact search on groups, as pairs of states times spans: a few seconds."""
+STEPS_A_SECOND = {best_of: 8_000_000, worst_of: 2_000_000}
+"""Size of the exact search on groups for each second allowed, as pairs of states times spans. The
+bound is worth more than one more plan to start from."""
 SHARE_OF_SEARCH = 0.3
 """Of the time, for local search before the integer solver is asked."""
 CLOSE = 1e-6
@@ -63,7 +64,7 @@ def bounded_fastest(problem: Problem, form: Form, seconds: float) -> Solution | 
     bound = rate_bound(problem, form)
     starts: list[Stages] = []
     for stand_in in (best_of, worst_of):
-        found = _grouped(problem, form, spans, stand_in)
+        found = _grouped(problem, form, spans, stand_in, STEPS_A_SECOND[stand_in] * seconds)
         if found is None:
             continue
         if stand_in is best_of:
@@ -139,11 +140,12 @@ def _grouped(
     form: Form,
     spans: Spans,
     stand_in: Callable[[Sequence[DeviceCosts]], DeviceCosts],
+    most_steps: float,
 ) -> Solution | None:
     """The exact answer with every group of similar devices replaced by equal ones."""
 
     def affordable(counts: Sequence[int]) -> bool:
-        small = pairs_of_states(counts) * spans.count <= GROUPED_STEPS or not form.replicas
+        small = pairs_of_states(counts) * spans.count <= most_steps or not form.replicas
         return small and is_exact_size(counts, spans.count, form)
 
     groups = similar_groups(problem.devices, affordable)
@@ -170,15 +172,15 @@ def _one_stage(problem: Problem, form: Form) -> Solution | None:
     return Solution(stages, value, value)
 
 
-def _rates_by_range(problem: Problem, spans: Spans) -> dict[str, Floats]:
+def _rates_by_range(problem: Problem, spans: Spans) -> dict[str, list[list[float]]]:
     """By device, then first and end segment: batches a second, 0 where no stage can be."""
     firsts = np.array(spans.nodes)[spans.first]
     ends = np.array(spans.nodes)[spans.end]
-    found = {}
+    found: dict[str, list[list[float]]] = {}
     for name, costs in costs_of_all(problem, spans).items():
         table = np.zeros((problem.num_segments + 1, problem.num_segments + 1))
         table[firsts, ends] = costs.rate
-        found[name] = table
+        found[name] = table.tolist()
     return found
 
 

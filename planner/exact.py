@@ -5,6 +5,7 @@ least. The more is asked of the stages, the more the broker has to carry, so the
 found by bisection over the rates that sets of devices can reach. Pure and deterministic.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,11 +18,11 @@ from planner.problem import Problem, Solution, StageChoice
 from planner.spans import Floats, Spans, costs_of_all, make_spans
 from planner.states import Layers, StateSpace, Way, cheapest, hand_out
 
-MAX_PAIRS = 60_000
-"""Of states and further sets of devices: four kinds of four devices have 50 625 of them, ten unlike
-devices 59 049."""
-MAX_STEPS = 200_000_000
-"""Additions of one pass, at about a nanosecond each."""
+MAX_STEPS = 400_000_000
+"""Pairs of a state and a further set of devices, times spans: a pass looks at a few percent of
+them. 16 devices of four kinds and 120 segments have 368 million and take about ten seconds."""
+MAX_TABLE = 1 << 24
+"""States times sets of devices: a table of as many bytes. 12 unlike devices fill it."""
 EQUAL = 1e-12
 """Rates that differ by less, as a share, are the same: sums in another order."""
 
@@ -73,15 +74,12 @@ class Ground:
 
 def is_exact_size(counts: Sequence[int], num_spans: int, form: Form) -> bool:
     """Whether the exact search is affordable for so many devices of each kind."""
-    states = 1
-    for count in counts:
-        states *= count + 1
-    layers = form.layers.count
+    states = math.prod([count + 1 for count in counts])
+    layers = math.sqrt(form.layers.count)
     if form.replicas:
-        return (
-            pairs_of_states(counts) <= MAX_PAIRS and states * num_spans * layers <= MAX_STEPS / 10
-        )
-    return states * len(counts) * num_spans * layers <= MAX_STEPS
+        affordable = pairs_of_states(counts) * num_spans * layers <= MAX_STEPS
+        return affordable and states * states <= MAX_TABLE
+    return states * len(counts) * num_spans * layers <= MAX_STEPS / 2
 
 
 def kinds_for_rate(problem: Problem, spans: Spans) -> list[Kind]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from planner.cost_model import batches_per_s
 from planner.exact import Form
 from planner.problem import Problem, StageChoice
-from planner.spans import Floats
 
 ROUNDS = 60
 SHARPNESS = 12
@@ -26,24 +25,24 @@ Stages = tuple[StageChoice, ...]
 class Neighbourhood:
     """What the changes need: rates by device, then first and end segment, and the form.
 
-    ``rates[name][first, end]`` is 0 where the stage does not fit.
+    ``rates[name][first][end]`` is 0 where the stage does not fit.
     """
 
     problem: Problem
     form: Form
-    rates: Mapping[str, Floats]
+    rates: Mapping[str, Sequence[Sequence[float]]]
 
     def load(self, stages: Sequence[StageChoice]) -> float:
         """A smooth stand-in for the time of the bottleneck: less is better."""
         total = 0.0
         for stage in stages:
-            each = [float(self.rates[name][stage.first, stage.end]) for name in stage.devices]
+            each = [self.rates[name][stage.first][stage.end] for name in stage.devices]
             if not each or min(each) <= 0.0:
                 return float("inf")
             total += sum(each) ** -SHARPNESS
         edges = [0, *(stage.end for stage in stages)]
         broker_ms = sum(self.problem.broker.edge_ms(self.problem.edge_bytes[e]) for e in edges)
-        return total + float((broker_ms / 1e3) ** SHARPNESS)
+        return float(total + (broker_ms / 1e3) ** SHARPNESS)
 
     def changes(self, stages: Stages) -> Iterator[Stages]:
         """All plans one change away; those that the form forbids are not among them."""
