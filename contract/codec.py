@@ -153,7 +153,7 @@ def _scaled_dimensions(codec: Codec, shape: Sequence[object]) -> int:
 
 
 def _to_half(name: str, tensor: Array) -> npt.NDArray[np.float16]:
-    """Nearest half precision, ties away from zero: four times as fast here as numpy's own."""
+    """Nearest half precision, ties away from zero: twice as fast as numpy's own."""
     values = _as_float32(tensor)
     if not (values.max() <= LARGEST_HALF and values.min() >= -LARGEST_HALF):
         _check_finite(name, tensor, "float16")
@@ -176,7 +176,10 @@ def _from_half(place: str, tensor: Array) -> Floats:
     flat = np.ascontiguousarray(tensor).reshape(-1)
     # Infinities and NaN have the largest exponent: 0x7C00 and above, 0xFC00 and above if negative.
     if flat.view(np.int16).max() >= 0x7C00 or flat.view(np.uint16).max() >= 0xFC00:
-        raise WireFormatError(f"{place}: expected finite half-precision values, got others")
+        raise WireFormatError(
+            f"{place}: expected finite half-precision values, got others; "
+            "run the same Shardline version everywhere"
+        )
     bits = flat.view(np.int16).astype(np.int32)
     bits <<= 13
     bits &= _SIGN_AND_HALF
@@ -210,7 +213,10 @@ def _to_int8(name: str, tensor: Array, scaled: int) -> tuple[npt.NDArray[np.int8
 def _from_int8(place: str, numbers: Array, scales: Array) -> Floats:
     if not (scales.min() >= 0 and scales.max() < np.inf):
         wrong = scales[~((scales >= 0) & (scales < np.inf))][0]
-        raise WireFormatError(f"{place}: expected scales that are finite and not negative: {wrong}")
+        raise WireFormatError(
+            f"{place}: expected scales that are finite and not negative, got {wrong}; "
+            "run the same Shardline version everywhere"
+        )
     rows = numbers.reshape(scales.size, -1)
     with np.errstate(over="ignore"):  # -128 and scales that no stage sends: infinite, not an error
         values = np.multiply(rows, scales.reshape(-1, 1), dtype=np.float32)
@@ -243,6 +249,7 @@ def _check_finite(name: str, tensor: Array, codec: str) -> None:
     if len(wrong):
         index = tuple(map(int, wrong[0]))
         raise WireFormatError(
-            f"tensor `{name}`: {tensor[index]} at {index}, the codec {codec} carries finite values "
-            f"of float32 only ({len(wrong):,} are not); plan this edge with the codec float32"
+            f"tensor `{name}`: {tensor[index]} at {index}, the codec {codec} carries finite "
+            f"float32 values only ({len(wrong):,} of {tensor.size:,} are not); "
+            "plan this edge with the codec float32"
         )

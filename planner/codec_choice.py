@@ -32,19 +32,27 @@ WORK: dict[Codec, float] = {
 }
 """Processor time of compress and expand together, as a share of what a relay spends on the bytes of
 the float32 message (cost_model.RELAY_MS_PER_BYTE, 1.437 ms for a MB). From ``bench/codecs.py``: for
-300 KB to 25 MB compress and expand take 2.3 to 2.5, 1.6 to 2.4 (2.8 to 3.2 where a channel has 49
-values) and 1.4 to 1.8 times as long as encode and decode of the float32 message, which are 0.21 of
-those 1.437 ms (docs/adr/0012); rounded up. Two thirds of it are the sender's."""
+300 KB to 3.2 MB they take 2.3 to 2.5 (float16), 1.6 to 2.4 (int8-per-channel; 2.8 to 3.2 where a
+channel has 49 values) and 1.4 to 1.8 (int8) times as long as encode and decode of the float32
+message, which take 0.21 of those 1.437 ms (docs/adr/0012). Two thirds of it are the sender's."""
+WORK_BYTES_PER_MESSAGE: dict[Codec, int] = {
+    "float32": 0,
+    "float16": 20_000,
+    "int8-per-channel": 40_000,
+    "int8": 20_000,
+}
+"""What a message costs beyond that, in bytes of a relay: about 0.03 and 0.06 ms of calls, whatever
+the size. With it a message of 75 KB is met within 15 %."""
 
 
 def work_bytes(codec: Codec, float32_bytes: int) -> int:
     """As how many bytes of a relay an edge counts for the processors at its two ends together.
 
     What travels (without the scales, which are few) and the codec's own work: for
-    :attr:`planner.problem.Problem.edge_work_bytes`. Between ``edge_bytes``, which are those that
-    travel, and ``float32_bytes``.
+    :attr:`planner.problem.Problem.edge_work_bytes`. ``float32_bytes`` are those of the whole batch.
+    A small message counts for more than its ``float32_bytes``: there a codec costs time.
     """
-    return round((SIZE[codec] + WORK[codec]) * float32_bytes)
+    return round((SIZE[codec] + WORK[codec]) * float32_bytes) + WORK_BYTES_PER_MESSAGE[codec]
 
 
 @dataclass(frozen=True, slots=True)

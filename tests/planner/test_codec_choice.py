@@ -139,6 +139,11 @@ def test_a_codec_that_cannot_carry_the_activations_is_passed_over() -> None:
     assert choice.rejected == ("int8: inf at (0, 1)",)
 
 
+def test_a_codec_costs_more_than_it_saves_on_a_small_message() -> None:
+    assert work_bytes(F32, 10_000) == 10_000
+    assert all(work_bytes(codec, 10_000) > 10_000 for codec in BY_LOSS[1:])
+
+
 def test_a_codec_counts_more_than_its_bytes_and_less_than_none() -> None:
     counted = {codec: work_bytes(codec, 1_000_000) for codec in CODECS}
     assert counted[F32] == 1_000_000
