@@ -19,10 +19,10 @@ from contract.plan import (
     place,
 )
 from contract.topics import DEFAULT_CLUSTER, check_name
+from planner.balance import Method, partition, stage_times
 from planner.graph import SegmentedGraph, edge_bytes
 from planner.importers.imported_model import ImportedModel
 from planner.onnx_graph import to_bytes
-from planner.partition import Method, partition, stage_times
 from planner.profiler import Profile, profile_segments
 from planner.progress import Progress, silent
 from planner.refine import correct, refine

@@ -1,137 +1,156 @@
-"""Chooses where to cut: segments into stages. Pure, and the same answer on every machine.
+"""Chooses stages and their devices for a problem: the entrance to the solvers. Pure.
 
-All methods take the measured time of every segment and the bytes of a batch at every cut, and give
-boundaries: segment indices from 0 to the number of segments, one more than there are stages. Stage
-k is the half-open range ``boundaries[k]`` to ``boundaries[k + 1]``.
+Which solver answers is decided here, by the method and the size; what they have in common is that a
+:class:`planner.problem.Solution` carries its value and a proven bound.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+import itertools
+from dataclasses import dataclass
 from typing import Literal
 
 from contract.errors import PartitionError
-from planner.cost_model import stage_ms
+from contract.prediction import Strategy
+from planner.baselines import even, greedy
+from planner.bounded import bounded_fastest, bounded_quickest, rate_bound
+from planner.cost_model import batches_per_s, latency_ms
+from planner.exact import Form, fastest, is_exact_size, kinds_for_latency, kinds_for_rate, quickest
+from planner.infeasible import explain
+from planner.problem import Problem, Solution, StageChoice
+from planner.spans import make_spans
 
+Objective = Literal["throughput", "latency"]
 Method = Literal["exact", "greedy", "even"]
 
 
-def partition(
-    segment_ms: Sequence[float],
-    edge_bytes: Sequence[int],
-    num_stages: int,
-    method: Method = "exact",
-    slack: float = 0.0,
-) -> list[int]:
-    """Boundaries of ``num_stages`` stages.
+@dataclass(frozen=True)
+class Rules:
+    """What is asked for.
 
-    ``exact`` minimises the time of the slowest stage, relaying included, and among equals the
-    bytes carried. ``greedy`` closes a stage when its share of the work is reached. ``even`` gives
-    every stage the same number of segments.
+    ``boundaries`` fixes the cuts (segment indices from 0 to the number of segments, both included),
+    so that only devices are chosen. ``seconds`` is how long may be spent where the problem is too
+    large to be solved exactly; smaller ones take what they take. ``min_stages`` counts only where
+    ``num_stages`` is None.
+    """
 
-    Args:
-        segment_ms: time of each segment for one batch.
-        edge_bytes: bytes of a batch before the first segment, at each cut, and after the last
-            segment: one more than there are segments.
-        num_stages: at least 1.
-        method: see above.
-        slack: how much slower than the best, as a share, ``exact`` may be for fewer bytes. Times
-            that were measured carry a few percent of noise, which must not decide between a cut of
-            50 KB and one of 450 KB.
+    strategy: Strategy = "mixed"
+    num_stages: int | None = None
+    boundaries: tuple[int, ...] | None = None
+    objective: Objective = "throughput"
+    method: Method = "exact"
+    seconds: float = 10.0
+    max_devices: int | None = None
+    min_stages: int = 1
+
+
+def partition(problem: Problem, rules: Rules) -> Solution:
+    """The best stages and devices by these rules, or good ones with a bound.
+
+    ``exact`` is optimal up to the sizes of :mod:`planner.exact`, beyond which a bound says how far
+    the best could be. ``greedy`` and ``even`` are there to compare with. Devices may always be left
+    out, except by ``even``, which takes them in the given order.
+
+    Returns:
+        The solution; for the objective ``latency`` its value and bound are ms, the bound a lower
+        one.
 
     Raises:
-        PartitionError: there are fewer segments than stages.
+        PartitionError: the rules contradict themselves, or nothing fits; it says what would.
     """
-    count = len(segment_ms)
-    if len(edge_bytes) != count + 1:
-        raise ValueError(f"{count} segments have {count + 1} edges, got {len(edge_bytes)}")
-    if num_stages < 1:
-        raise PartitionError(f"{num_stages} stages asked for, expected at least 1")
-    if num_stages > count:
+    form = form_of(problem, rules)
+    if rules.method == "exact":
+        found = solve(problem, form, rules.objective, rules.seconds)
+    else:
+        stages = (greedy if rules.method == "greedy" else even)(problem, form)
+        found = None
+        if stages is not None:
+            found = _with_bound(problem, form, rules.objective, stages)
+    if found is None:
+        raise PartitionError(explain(problem, form, rules.method))
+    return found
+
+
+def solve(
+    problem: Problem, form: Form, objective: Objective = "throughput", seconds: float = 10.0
+) -> Solution | None:
+    """The best solution of a form, exactly where that is affordable; None if nothing fits."""
+    spans = make_spans(problem.num_segments, form.boundaries)
+    if objective == "throughput":
+        counts = [kind.count for kind in kinds_for_rate(problem, spans)]
+        if is_exact_size(counts, spans.count, form):
+            return fastest(problem, form)
+        return bounded_fastest(problem, form, seconds)
+    counts = [kind.count for kind in kinds_for_latency(problem, spans)]
+    if is_exact_size(counts, spans.count, form.with_single_devices()):
+        return quickest(problem, form)
+    return bounded_quickest(problem, form)
+
+
+def _with_bound(
+    problem: Problem, form: Form, objective: Objective, stages: tuple[StageChoice, ...]
+) -> Solution:
+    """A baseline's stages beside the best of the same form, or beside a quick bound of it."""
+    spans = make_spans(problem.num_segments, form.boundaries)
+    if objective == "latency":
+        value = latency_ms(problem, stages)
+        best = solve(problem, form, objective)
+        return Solution(stages, value, min(value, best.bound if best else 0.0))
+    value = batches_per_s(problem, stages)
+    counts = [kind.count for kind in kinds_for_rate(problem, spans)]
+    if is_exact_size(counts, spans.count, form):
+        exact = fastest(problem, form)
+        return Solution(stages, value, max(value, exact.bound if exact else 0.0))
+    return Solution(stages, value, max(value, rate_bound(problem, form)))
+
+
+def form_of(problem: Problem, rules: Rules) -> Form:
+    """The rules as a form of solutions.
+
+    Raises:
+        PartitionError: they contradict each other, or cannot hold for any devices.
+    """
+    count, num_stages = problem.num_segments, rules.num_stages
+    boundaries = rules.boundaries
+    if boundaries is not None:
+        if (
+            boundaries[:1] != (0,)
+            or boundaries[-1] != count
+            or any(first >= end for first, end in itertools.pairwise(boundaries))
+        ):
+            raise PartitionError(
+                f"boundaries {boundaries}: expected ascending segment indices from 0 to {count}"
+            )
+        if num_stages not in (None, len(boundaries) - 1):
+            raise PartitionError(
+                f"{num_stages} stages asked for, and boundaries of {len(boundaries) - 1}; "
+                "give one of the two"
+            )
+        num_stages = len(boundaries) - 1
+    least = num_stages if num_stages is not None else max(1, rules.min_stages)
+    if least < 1:
+        raise PartitionError(f"{least} stages asked for, expected at least 1")
+    if rules.strategy in ("single", "replicas"):
+        if least > 1:
+            raise PartitionError(
+                f"the strategy {rules.strategy} has one stage, {least} were asked for; "
+                "use the strategy pipeline or mixed"
+            )
+        num_stages = 1
+    if least > count:
         raise PartitionError(
-            f"{num_stages} stages need {num_stages - 1} cut points, the model has {count - 1}; "
+            f"{least} stages need {least - 1} cut points, the model has {count - 1}; "
             f"ask for at most {count} stages"
         )
-    match method:
-        case "exact":
-            return _exact(segment_ms, edge_bytes, num_stages, slack)
-        case "greedy":
-            return _greedy(segment_ms, num_stages)
-        case "even":
-            return [index * count // num_stages for index in range(num_stages + 1)]
-
-
-def bottleneck_ms(
-    segment_ms: Sequence[float], edge_bytes: Sequence[int], boundaries: Sequence[int]
-) -> float:
-    """Time of the slowest stage for one batch, relaying included."""
-    return max(stage_times(segment_ms, edge_bytes, boundaries))
-
-
-def stage_times(
-    segment_ms: Sequence[float], edge_bytes: Sequence[int], boundaries: Sequence[int]
-) -> list[float]:
-    """Time of each stage for one batch in ms, relaying included."""
-    return [
-        stage_ms(sum(segment_ms[first:end]), edge_bytes[first], edge_bytes[end])
-        for first, end in pairwise(boundaries)
-    ]
-
-
-def _exact(
-    segment_ms: Sequence[float], edge_bytes: Sequence[int], num_stages: int, slack: float
-) -> list[int]:
-    """Dynamic programming over (stages used, segments covered); O(stages * segments^2).
-
-    Two passes: the smallest bottleneck first, then, among the partitions that reach it, the fewest
-    bytes. In one pass a prefix with a better bottleneck would hide one with fewer bytes that is
-    just as good in the end.
-    """
-    limit, _ = _best(segment_ms, edge_bytes, num_stages, float("inf"))
-    _, boundaries = _best(segment_ms, edge_bytes, num_stages, limit * (1 + slack))
-    return boundaries
-
-
-def _best(
-    segment_ms: Sequence[float], edge_bytes: Sequence[int], num_stages: int, limit: float
-) -> tuple[float, list[int]]:
-    """With no limit, the smallest bottleneck; under a limit, the partition of fewest bytes."""
-    count = len(segment_ms)
-    before = [0.0, *accumulate(segment_ms)]  # before[i]: time of segments 0 to i
-    unlimited = limit == float("inf")
-    nothing = (float("inf"), -1)
-    # best[end]: cost of segments 0..end in the stages so far, and where the last of them begins
-    best = [nothing] * (count + 1)
-    best[0] = (0.0, 0)
-    table = [best]
-    for _ in range(num_stages):
-        previous, best = best, [nothing] * (count + 1)
-        for end in range(1, count + 1):
-            for first in range(end):
-                if previous[first] == nothing:
-                    continue
-                time = stage_ms(before[end] - before[first], edge_bytes[first], edge_bytes[end])
-                if unlimited:
-                    cost = max(previous[first][0], time)
-                elif time <= limit:
-                    cost = previous[first][0] + edge_bytes[end]
-                else:
-                    continue
-                if cost < best[end][0]:
-                    best[end] = (cost, first)
-        table.append(best)
-    boundaries = [count]
-    for stage in range(num_stages, 0, -1):
-        boundaries.append(table[stage][boundaries[-1]][1])
-    return best[count][0], boundaries[::-1]
-
-
-def _greedy(segment_ms: Sequence[float], num_stages: int) -> list[int]:
-    """Close stage k where the work done is nearest to k shares, leaving enough for the rest."""
-    count = len(segment_ms)
-    before = [0.0, *accumulate(segment_ms)]
-    boundaries = [0]
-    for stage in range(1, num_stages):
-        target = before[-1] * stage / num_stages
-        candidates = range(boundaries[-1] + 1, count - (num_stages - stage) + 1)
-        boundaries.append(min(candidates, key=lambda end: abs(before[end] - target)))
-    return [*boundaries, count]
+    devices = len(problem.devices)
+    allowed = devices if rules.max_devices is None else min(devices, rules.max_devices)
+    if least > allowed:
+        raise PartitionError(
+            f"{least} stages need as many devices, there are {allowed}; "
+            f"ask for at most {allowed} stages or add devices"
+        )
+    return Form(
+        replicas=rules.strategy in ("replicas", "mixed"),
+        max_devices=1 if rules.strategy == "single" else allowed,
+        num_stages=num_stages,
+        min_stages=1 if num_stages is not None else least,
+        boundaries=boundaries,
+    )

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from planner.balance import Method, partition
 from planner.cost_model import stage_ms
 from planner.graph import SegmentedGraph, edge_bytes
-from planner.partition import Method, partition
 from planner.profiler import MIN_ROUNDS, Profile, time_stages
 from planner.progress import Progress, silent
 

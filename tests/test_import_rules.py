@@ -30,6 +30,7 @@ ALLOWED = {
     "torchvision": ["planner/", "shardline/datasets.py"],
     "onnx": ["planner/", "stage/engines/"],
     "onnxscript": ["planner/"],
+    "highspy": ["planner/integer_program.py"],
     "onnxruntime": ["planner/", "shards/session.py", "stage/engines/"],
     "safetensors": ["planner/", "shards/", "stage/engines/"],
     "psutil": ["planner/", "stage/", "shardline/commands/doctor.py"],

@@ -1,0 +1,216 @@
+"""The best plan there is: the largest rate, or the least latency, over all cuts and devices.
+
+For a target rate, :mod:`planner.states` finds the stages that all reach it and burden the broker
+least. The more is asked of the stages, the more the broker has to carry, so the best target is
+found by bisection over the rates that sets of devices can reach. Pure and deterministic.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner.cost_model import batches_per_s, broker_rate, client_rate, latency_ms
+from planner.fractional import best_weights, capacities
+from planner.grouping import Kind, kinds_of, pairs_of_states
+from planner.problem import Problem, Solution, StageChoice
+from planner.spans import Floats, Spans, costs_of_all, make_spans
+from planner.states import Layers, StateSpace, Way, cheapest, hand_out
+
+MAX_STEPS = 400_000_000
+"""Pairs of a state and a further set of devices, times spans: a pass looks at a few percent of
+them. 16 devices of four kinds and 120 segments have 368 million and take about ten seconds."""
+MAX_TABLE = 1 << 24
+"""States times sets of devices: a table of as many bytes. 12 unlike devices fill it."""
+EQUAL = 1e-12
+"""Rates that differ by less, as a share, are the same: sums in another order."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a solution may look like: where cuts may be, how many stages, how many devices.
+
+    ``num_stages`` None: any number from ``min_stages``. Without ``replicas`` each stage has exactly
+    one device. ``boundaries`` are the cuts if they are fixed, 0 and the number of segments
+    included.
+    """
+
+    replicas: bool
+    max_devices: int
+    num_stages: int | None = None
+    min_stages: int = 1
+    boundaries: tuple[int, ...] | None = None
+
+    @property
+    def layers(self) -> Layers:
+        """How stages are counted for it."""
+        if self.num_stages is not None:
+            return Layers(self.num_stages, exactly=True)
+        return Layers(self.min_stages if self.min_stages > 1 else 0, exactly=False)
+
+    def with_single_devices(self) -> "Form":
+        """The same with one device for each stage."""
+        return replace(self, replicas=False)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A problem made ready: its spans, its kinds and their state space."""
+
+    spans: Spans
+    kinds: tuple[Kind, ...]
+    space: StateSpace
+    layers: Layers
+
+    def stages(self, way: Way) -> tuple[StageChoice, ...]:
+        """The stages of a way, with names."""
+        names = hand_out(way.hops, self.space, [kind.names for kind in self.kinds])
+        return tuple(
+            StageChoice(*self.spans.segments(span), devices)
+            for (span, _), devices in zip(way.hops, names, strict=True)
+        )
+
+
+def is_exact_size(counts: Sequence[int], num_spans: int, form: Form) -> bool:
+    """Whether the exact search is affordable for so many devices of each kind."""
+    states = math.prod([count + 1 for count in counts])
+    layers = math.sqrt(form.layers.count)
+    if form.replicas:
+        affordable = pairs_of_states(counts) * num_spans * layers <= MAX_STEPS
+        return affordable and states * states <= MAX_TABLE
+    return states * len(counts) * num_spans * layers <= MAX_STEPS / 2
+
+
+def kinds_for_rate(problem: Problem, spans: Spans) -> list[Kind]:
+    """Devices that reach the same rate on every span are of one kind; useless ones are left out."""
+    rates = {name: costs.rate for name, costs in costs_of_all(problem, spans).items()}
+    return _useful([device.name for device in problem.devices], rates)
+
+
+def kinds_for_latency(problem: Problem, spans: Spans) -> list[Kind]:
+    """Devices that take the same time alone for every span are of one kind.
+
+    Of each kind no more are kept than there can be stages.
+    """
+    alone = {
+        name: np.where(np.isfinite(costs.busy_ms), costs.alone_ms, np.inf)
+        for name, costs in costs_of_all(problem, spans).items()
+    }
+    kinds = kinds_of([device.name for device in problem.devices], alone)
+    most = len(spans.nodes) - 1
+    return [Kind(kind.names[:most], kind.costs) for kind in kinds if np.isfinite(kind.costs).any()]
+
+
+def _useful(names: Sequence[str], rates: Mapping[str, Floats]) -> list[Kind]:
+    return [kind for kind in kinds_of(names, rates) if kind.costs.any()]
+
+
+def fastest(problem: Problem, form: Form) -> Solution | None:
+    """The plan of the highest rate; None if nothing fits. Its bound is its value.
+
+    Among plans of that rate it carries the fewest bytes through the broker, and among these uses
+    the fewest devices. Only where messages themselves, not their bytes, are what keeps the broker
+    busy, the plan that burdens it least may come before one of fewer bytes.
+    """
+    spans = make_spans(problem.num_segments, form.boundaries)
+    kinds = kinds_for_rate(problem, spans)
+    if not kinds:
+        return None
+    ground = _ground(spans, kinds, form)
+    space = ground.space
+    rates = space.rates(np.array([kind.costs for kind in kinds]))
+    burden = _burden_ms(problem, spans)
+    cap = min(client_rate(problem), broker_rate(problem, [0, problem.num_segments]))
+
+    weights, bound = best_weights(kinds, spans, form.max_devices)
+    left = (np.array(space.counts) - space.digits) @ capacities(kinds, spans, weights)
+    still_to_do = 1.0 - np.concatenate([[0.0], np.cumsum(weights)])
+
+    def reach(target: float, costs: Floats) -> Way | None:
+        if target > bound:
+            return None
+        allowed = space.needed_only(rates >= target * (1 - EQUAL))
+        hopeful = (target * still_to_do * (1 - 1e-9) - 1e-12)[:, None] <= left.T
+        return cheapest(space, spans, allowed, costs, ground.layers, hopeful)
+
+    candidates = np.append(np.unique(rates[(rates > 0) & (rates < cap)]), cap)
+    low, high, value = -1, len(candidates), 0.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        way = reach(float(candidates[middle]), burden[spans.end])
+        if way is None:
+            high = middle
+            continue
+        slowest = min(float(rates[vector, span]) for span, vector in way.hops)
+        carried = 1e3 / max(float(burden[0]) + way.cost, 1e-9)
+        value = max(value, min(slowest, carried, cap))
+        if carried >= candidates[middle] * (1 - EQUAL):
+            # It is the answer for all targets up to its own rate, not for the one asked alone.
+            served = np.searchsorted(candidates, min(slowest, carried) * (1 + EQUAL), "right")
+            low = max(middle, min(int(served) - 1, high - 1))
+        else:
+            high = middle
+    return _tidy(problem, ground, reach, value) if value else None
+
+
+def _tidy(
+    problem: Problem,
+    ground: Ground,
+    reach: Callable[[float, Floats], Way | None],
+    value: float,
+) -> Solution:
+    """Of the plans that reach ``value``: the fewest bytes, then the fewest devices."""
+    spans, sizes = ground.spans, ground.space.sizes[:, None]
+    share = 1.0 / (min(ground.space.max_devices, sum(ground.space.counts)) + 1)
+    sent = np.array([float(problem.edge_bytes[node]) for node in spans.nodes])
+    burden = _burden_ms(problem, spans)
+    fewest_bytes = sent[spans.end] / share + sizes
+    least_burden = burden[spans.end] + sizes * (burden.sum() * share * EQUAL)
+    for costs in (fewest_bytes, least_burden):
+        way = reach(value, costs)
+        if way is not None:
+            stages = ground.stages(way)
+            found = batches_per_s(problem, stages)
+            if found >= value * (1 - 100 * EQUAL):
+                return Solution(stages, found, max(found, value))
+    raise RuntimeError(f"the plan of {value} batches a second was found and lost")
+
+
+def quickest(problem: Problem, form: Form) -> Solution | None:
+    """The plan of the least latency; None if nothing fits. Its bound is its value.
+
+    Replicas never shorten the time of one batch, so each stage has one device. What a stage adds
+    depends on its device and its edges alone, also for transfers: each wire belongs to one device.
+    Ties go as for :func:`fastest`.
+    """
+    form = form.with_single_devices()
+    spans = make_spans(problem.num_segments, form.boundaries)
+    kinds = kinds_for_latency(problem, spans)
+    if not kinds:
+        return None
+    ground = _ground(spans, kinds, form)
+    times = np.array([kind.costs for kind in kinds])
+    allowed = np.isfinite(times)
+    costs = np.where(allowed, times, 0.0) + _burden_ms(problem, spans)[spans.end]
+    # Bytes and devices decide where times are equal, and are too small to decide otherwise.
+    sent = np.array([problem.edge_bytes[node] for node in spans.nodes], np.float64)
+    tie = sent[spans.end] / max(float(sent.sum()), 1.0) + 1e-6
+    longest = float(costs.max()) or 1.0
+    way = cheapest(ground.space, spans, allowed, costs + tie * longest * EQUAL, ground.layers)
+    if way is None:
+        return None
+    stages = ground.stages(way)
+    value = latency_ms(problem, stages)
+    return Solution(stages, value, value)
+
+
+def _ground(spans: Spans, kinds: Sequence[Kind], form: Form) -> Ground:
+    counts = tuple(kind.count for kind in kinds)
+    space = StateSpace(counts, form.max_devices, form.replicas)
+    return Ground(spans, tuple(kinds), space, form.layers)
+
+
+def _burden_ms(problem: Problem, spans: Spans) -> Floats:
+    """How long a message at each node keeps the broker."""
+    return np.array([problem.broker.edge_ms(problem.edge_bytes[node]) for node in spans.nodes])
