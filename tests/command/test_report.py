@@ -100,7 +100,7 @@ def long_plan() -> Plan:
     stages = [
         StageChoice(a, b, d) for (a, b), d in zip(itertools.pairwise(ends), names, strict=True)
     ]
-    prediction = example.predict(of, stages, 1.0, {})
+    prediction = example.predict(of, stages, None, {})
     verdict = Verdict(
         alternatives=(
             Alternative(strategy="single", problem="no device can hold 412 MB"),
@@ -289,7 +289,7 @@ def test_the_curve_marks_legal_and_chosen_cuts(full: Plan, page: str) -> None:
     assert len(chosen) == full.num_stages - 1
     assert len(of_class(picture, "path", "legal-mark")) == len(full.segments) - 1 - len(chosen)
     words = [e.text or "" for e in of_class(picture, "text", "chosen-words")]
-    assert words == ["relu_12 · 6.4 MB → 1.6 MB int8", "relu_39 · 3.2 MB"]
+    assert words == ["relu_24 · 3.2 MB → 803 KB int8", "relu_39 · 3.2 MB"]
     assert len(of_class(picture, "rect", "bytes")) == len(full.segments) - 1 + len(chosen)
 
 
@@ -405,3 +405,23 @@ def test_an_installed_shardline_brings_the_template() -> None:
     beside = {f.name for f in (ROOT / "shardline/report").iterdir() if f.is_file()}
     data = {name for name in beside if not name.endswith(".py")}
     assert set(tool["package-data"]["shardline.report"]) == data
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_words_stand_out_from_what_is_behind_them(page: str, scheme: int) -> None:
+    """WCAG 2 AA for small text: a contrast of 4.5."""
+    blocks = re.findall(r":root \{(.*?)\}", page, re.S)
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", blocks[scheme]))
+    backgrounds = ("paper", "raised", "band", "fill", "hot-fill")
+    pairs = [(ink, ground) for ink in ("ink",) for ground in backgrounds]
+    pairs += [("quiet", ground) for ground in ("paper", "raised", "band")]
+    pairs += [("on-hot", "hot"), ("green", "green-fill")]
+    for ink, ground in pairs:
+        light, dark = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{ink} on {ground}"
