@@ -187,10 +187,62 @@ def test_hostile_names_are_texts_like_any_other(full: Plan) -> None:
 
 
 def test_control_characters_do_not_break_the_page(full: Plan) -> None:
-    model = full.model.model_copy(update={"name": "a\x00b\x1bc\nd\ud800"})
-    text = render_page(changed(full, model=model))
+    name = "a\x00b\x1bc\nd\ud800"
+    assert full.prediction is not None
+    devices = tuple(d.model_copy(update={"device": name}) for d in full.prediction.devices)
+    text = render_page(
+        changed(
+            full,
+            model=full.model.model_copy(update={"name": name}),
+            prediction=full.prediction.model_copy(update={"devices": devices}),
+            placement=(),
+            topic_map=(),
+        )
+    )
     text.encode()
+    assert len(pictures(text)) == 4
     assert "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c d" in Page(text).text
+
+
+def test_names_stay_in_their_cards(long_plan: Plan) -> None:
+    for name, picture in pictures(render_page(long_plan)).items():
+        cards = of_class(picture, "g", "device")
+        assert len(cards) == (13 if name.startswith("pipeline") else 0)
+        for card in cards:
+            frame = of_class(card, "rect", "outline")[0]
+            left, width = float(frame.get("x", 0)), float(frame.get("width", 0))
+            label = of_class(card, "text", "label")[0]
+            assert width_of(label.text or "", 14.5) <= left + width - float(label.get("x", 0))
+
+
+def test_a_plan_that_is_not_placed_shows_the_devices_it_was_predicted_for(long_plan: Plan) -> None:
+    assert long_plan.prediction is not None
+    for name, picture in pictures(render_page(long_plan)).items():
+        described = str(picture.findtext(f"{SVG}desc"))
+        for device in long_plan.prediction.devices if name.startswith("pipeline") else ():
+            assert device.device in described
+
+
+def test_one_stage_and_figures_of_nought_make_a_page(full: Plan) -> None:
+    of = example.problem()
+    stages = [StageChoice(0, of.num_segments, ("pi-0",))]
+    prediction = example.predict(of, stages, None, {})
+    nought = {"compute_ms": 0.0, "relay_ms": 0.0, "transfer_ms": 0.0, "memory_bytes": 0}
+    device = prediction.devices[0].model_copy(update={**nought, "memory_limit_bytes": 0})
+    segments = tuple(
+        s.model_copy(update={"ms": 0.0, "output_bytes": 0}) for s in example.segments()
+    )
+    assert full.measurement is not None
+    plan = changed(
+        example.unplaced(stages),
+        prediction=prediction.model_copy(update={"devices": (device,)}),
+        segments=segments,
+        measurement=full.measurement.model_copy(update={"time_unix_s": 1e300}),
+    )
+    text = Page(render_page(plan)).text
+    assert "19 legal cuts, none chosen" in text
+    assert "optimal" in text
+    assert "at an unknown time" in text
 
 
 def test_every_device_tensor_and_figure_of_the_plan_is_on_the_page(full: Plan, page: str) -> None:
@@ -280,6 +332,10 @@ def test_the_bottleneck_is_marked_in_words(full: Plan) -> None:
         marked = [e for e in wide.iter(SVG + "rect") if "hot" in (e.get("class") or "").split()]
         assert {str(e.get("class")).split()[0] for e in marked} == {kind}
         assert "bottleneck" in [e.text for e in of_class(wide, "text", "tag-words")]
+        described = str(wide.findtext(f"{SVG}desc"))
+        assert re.findall(r"stage (\d) \(the bottleneck\)", described) == (
+            ["2"] if kind == "stage" else []
+        )
         assert words in Page(page).text.replace("\u2019", "'")
 
 

@@ -38,11 +38,10 @@ def printed(plan: Plan, width: int = 80) -> list[str]:
     return capture.get().splitlines()
 
 
-def row(lines: Sequence[str], *beginning: str) -> list[str]:
-    """The first line whose words begin so, without what is after the next line break."""
-    return next(
-        line.split() for line in lines if tuple(line.split())[: len(beginning)] == beginning
-    )
+def row(lines: Sequence[str], beginning: str) -> str:
+    """The first line that begins so, with one space where there are several."""
+    plain = (" ".join(line.split()) for line in lines)
+    return next(line for line in plain if line.startswith(f"{beginning} "))
 
 
 def test_tables_fit_into_eighty_columns_without_folding(full: Plan) -> None:
