@@ -106,7 +106,7 @@ def _time(picture: Drawing, plan: Plan, across: _Axis, top: float) -> None:
 
 
 def _bytes(picture: Drawing, plan: Plan, view: PipelineView, across: _Axis, top: float) -> None:
-    """Bars on a logarithmic scale; of a chosen cut the dark part is what its codec leaves."""
+    """Bars on a logarithmic scale; of a chosen cut the stronger part is what its codec leaves."""
     sizes = [segment.output_bytes for segment in plan.segments[:-1]]
     sent = {stage.first_segment: view.edges[stage.stage_index].size_bytes for stage in plan.stages}
     known = [count for count in (*sizes, *sent.values()) if count > 0] or [1]

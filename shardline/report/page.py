@@ -1,6 +1,5 @@
 """The page: what the template shows of a plan, and writing it to a file."""
 
-import math
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import groupby
@@ -115,7 +114,7 @@ def _possible(plan: Plan) -> Iterator[Prediction]:
 def _memory_scale(plan: Plan) -> int:
     """The most that any bar of memory has to show, in bytes."""
     devices = () if plan.prediction is None else plan.prediction.devices
-    return max((max(d.memory_bytes, d.memory_limit_bytes or 0) for d in devices), default=1)
+    return max([1, *(max(d.memory_bytes, d.memory_limit_bytes or 0) for d in devices)])
 
 
 def _by_subject(rows: Iterable[Compared]) -> list[tuple[str, list[Compared]]]:
@@ -123,6 +122,7 @@ def _by_subject(rows: Iterable[Compared]) -> list[tuple[str, list[Compared]]]:
 
 
 def _utc(time_unix_s: float) -> str:
-    if not math.isfinite(time_unix_s):
+    try:
+        return datetime.fromtimestamp(time_unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, OSError, ValueError):
         return "at an unknown time"
-    return datetime.fromtimestamp(time_unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")

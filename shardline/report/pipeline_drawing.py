@@ -71,7 +71,7 @@ def _row(
         picture.close()
     end = floor - CLIENT_HEIGHT
     if first == 0:
-        _client(picture, view, lefts[0], end, CLIENT_WIDTH, "sends images")
+        _client(picture, view, lefts[0], end, CLIENT_WIDTH, "sends inputs")
     else:
         _elsewhere(picture, lefts[0], end, f"Stage {first - 1}", "row above")
     if last:
@@ -108,7 +108,7 @@ def draw_down(view: PipelineView, name: str, width: Number = 360) -> str:
         picture.text(left + 10, middle - 3, first, "small strong")
         picture.text(left + 10, middle + 14, second, "small")
         picture.close()
-    for index, words in ((0, "sends images"), (-1, "takes results")):
+    for index, words in ((0, "sends inputs"), (-1, "takes results")):
         _client(picture, view, left, boxes[index][0], width - left - 3, words)
     for stage, (upper, _) in zip(view.stages, boxes[1:-1], strict=True):
         _stage(picture, view, stage, left, upper, width - left - 3)

@@ -100,7 +100,7 @@ def long_plan() -> Plan:
     stages = [
         StageChoice(a, b, d) for (a, b), d in zip(itertools.pairwise(ends), names, strict=True)
     ]
-    prediction = example.predict(of, stages, 1.0, {})
+    prediction = example.predict(of, stages, None, {})
     verdict = Verdict(
         alternatives=(
             Alternative(strategy="single", problem="no device can hold 412 MB"),
@@ -187,10 +187,62 @@ def test_hostile_names_are_texts_like_any_other(full: Plan) -> None:
 
 
 def test_control_characters_do_not_break_the_page(full: Plan) -> None:
-    model = full.model.model_copy(update={"name": "a\x00b\x1bc\nd\ud800"})
-    text = render_page(changed(full, model=model))
+    name = "a\x00b\x1bc\nd\ud800"
+    assert full.prediction is not None
+    devices = tuple(d.model_copy(update={"device": name}) for d in full.prediction.devices)
+    text = render_page(
+        changed(
+            full,
+            model=full.model.model_copy(update={"name": name}),
+            prediction=full.prediction.model_copy(update={"devices": devices}),
+            placement=(),
+            topic_map=(),
+        )
+    )
     text.encode()
+    assert len(pictures(text)) == 4
     assert "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c d" in Page(text).text
+
+
+def test_names_stay_in_their_cards(long_plan: Plan) -> None:
+    for name, picture in pictures(render_page(long_plan)).items():
+        cards = of_class(picture, "g", "device")
+        assert len(cards) == (13 if name.startswith("pipeline") else 0)
+        for card in cards:
+            frame = of_class(card, "rect", "outline")[0]
+            left, width = float(frame.get("x", 0)), float(frame.get("width", 0))
+            label = of_class(card, "text", "label")[0]
+            assert width_of(label.text or "", 14.5) <= left + width - float(label.get("x", 0))
+
+
+def test_a_plan_that_is_not_placed_shows_the_devices_it_was_predicted_for(long_plan: Plan) -> None:
+    assert long_plan.prediction is not None
+    for name, picture in pictures(render_page(long_plan)).items():
+        described = str(picture.findtext(f"{SVG}desc"))
+        for device in long_plan.prediction.devices if name.startswith("pipeline") else ():
+            assert device.device in described
+
+
+def test_one_stage_and_figures_of_nought_make_a_page(full: Plan) -> None:
+    of = example.problem()
+    stages = [StageChoice(0, of.num_segments, ("pi-0",))]
+    prediction = example.predict(of, stages, None, {})
+    nought = {"compute_ms": 0.0, "relay_ms": 0.0, "transfer_ms": 0.0, "memory_bytes": 0}
+    device = prediction.devices[0].model_copy(update={**nought, "memory_limit_bytes": 0})
+    segments = tuple(
+        s.model_copy(update={"ms": 0.0, "output_bytes": 0}) for s in example.segments()
+    )
+    assert full.measurement is not None
+    plan = changed(
+        example.unplaced(stages),
+        prediction=prediction.model_copy(update={"devices": (device,)}),
+        segments=segments,
+        measurement=full.measurement.model_copy(update={"time_unix_s": 1e300}),
+    )
+    text = Page(render_page(plan)).text
+    assert "19 legal cuts, none chosen" in text
+    assert "optimal" in text
+    assert "at an unknown time" in text
 
 
 def test_every_device_tensor_and_figure_of_the_plan_is_on_the_page(full: Plan, page: str) -> None:
@@ -280,6 +332,10 @@ def test_the_bottleneck_is_marked_in_words(full: Plan) -> None:
         marked = [e for e in wide.iter(SVG + "rect") if "hot" in (e.get("class") or "").split()]
         assert {str(e.get("class")).split()[0] for e in marked} == {kind}
         assert "bottleneck" in [e.text for e in of_class(wide, "text", "tag-words")]
+        described = str(wide.findtext(f"{SVG}desc"))
+        assert re.findall(r"stage (\d) \(the bottleneck\)", described) == (
+            ["2"] if kind == "stage" else []
+        )
         assert words in Page(page).text.replace("\u2019", "'")
 
 
@@ -289,7 +345,7 @@ def test_the_curve_marks_legal_and_chosen_cuts(full: Plan, page: str) -> None:
     assert len(chosen) == full.num_stages - 1
     assert len(of_class(picture, "path", "legal-mark")) == len(full.segments) - 1 - len(chosen)
     words = [e.text or "" for e in of_class(picture, "text", "chosen-words")]
-    assert words == ["relu_12 · 6.4 MB → 1.6 MB int8", "relu_39 · 3.2 MB"]
+    assert words == ["relu_24 · 3.2 MB → 803 KB int8", "relu_39 · 3.2 MB"]
     assert len(of_class(picture, "rect", "bytes")) == len(full.segments) - 1 + len(chosen)
 
 
@@ -405,3 +461,23 @@ def test_an_installed_shardline_brings_the_template() -> None:
     beside = {f.name for f in (ROOT / "shardline/report").iterdir() if f.is_file()}
     data = {name for name in beside if not name.endswith(".py")}
     assert set(tool["package-data"]["shardline.report"]) == data
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_words_stand_out_from_what_is_behind_them(page: str, scheme: int) -> None:
+    """WCAG 2 AA for small text: a contrast of 4.5."""
+    blocks = re.findall(r":root \{(.*?)\}", page, re.S)
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", blocks[scheme]))
+    backgrounds = ("paper", "raised", "band", "fill", "hot-fill")
+    pairs = [(ink, ground) for ink in ("ink",) for ground in backgrounds]
+    pairs += [("quiet", ground) for ground in ("paper", "raised", "band")]
+    pairs += [("on-hot", "hot"), ("green", "green-fill")]
+    for ink, ground in pairs:
+        light, dark = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{ink} on {ground}"
