@@ -50,8 +50,9 @@ class DeviceProfile(FrozenModel):
     ``threads`` are the engine's. ``memory_available_bytes`` is what is free for a stage's process,
     with what it has now; ``memory_limit_bytes`` the container's limit, None without one.
     ``base_bytes`` is what such a process needs before any weight, ``packing_factor`` the bytes of
-    memory for a byte of weights when prepacked, ``activation_bytes`` (of the largest batch size
-    that was measured) what running needed beyond loading; None where it cannot be told.
+    memory for a byte of weights when prepacked, ``unpacked_factor`` when not (with activations;
+    None where weights are too few to tell), ``activation_bytes`` what running needed beyond the
+    peak of loading at the largest batch size that was measured; None for nothing.
     ``relay_…`` is the processor's time for each message received and sent on, and for each byte of
     it. ``sustained_share`` is speed after a while without a pause over speed at first.
     ``throttled`` is the firmware's word after measuring, see
@@ -70,6 +71,7 @@ class DeviceProfile(FrozenModel):
     memory_limit_bytes: int | None = Field(default=None, ge=0)
     base_bytes: int = Field(ge=0)
     packing_factor: float = Field(default=DEFAULT_PACKING_FACTOR, ge=1)
+    unpacked_factor: float | None = Field(default=None, ge=1)
     activation_bytes: int | None = Field(default=None, ge=0)
     timings: tuple[BatchTimings, ...] = Field(min_length=1)
     relay_message_ms: Ms

@@ -143,6 +143,7 @@ def _summarise(
         timings=combine(graph, key.batch_size, blocks),
         base_bytes=memory.base_bytes,
         packing_factor=memory.packing_factor,
+        unpacked_factor=memory.unpacked_factor,
         activation_bytes=memory.activation_bytes,
         sustained_share=min((share for share in shares if share is not None), default=None),
         temperature_before_celsius=heard[0].message.temperature_before_celsius,

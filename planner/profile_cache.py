@@ -48,7 +48,8 @@ class KindTimings(FrozenModel):
     timings: BatchTimings
     base_bytes: int = Field(ge=0)
     packing_factor: float = Field(ge=1)
-    activation_bytes: int = Field(ge=0)
+    unpacked_factor: float | None = Field(ge=1)
+    activation_bytes: int | None = Field(ge=0)
     sustained_share: float | None = Field(gt=0)
     temperature_before_celsius: float | None
     temperature_after_celsius: float | None

@@ -70,6 +70,7 @@ def describe_device(
         memory_limit_bytes=examination.memory_limit_bytes,
         base_bytes=largest.base_bytes,
         packing_factor=heaviest.packing_factor,
+        unpacked_factor=heaviest.unpacked_factor,
         activation_bytes=largest.activation_bytes,
         timings=tuple(one.timings for one in sorted(timings, key=lambda one: one.key.batch_size)),
         relay_message_ms=relay.message_ms if link.message_ms is None else link.message_ms,
