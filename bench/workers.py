@@ -23,6 +23,11 @@ class WholeModelWorker:
         )
         self._read()  # it says so when it is warm
 
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
     def start(self, seconds: float) -> None:
         """Let it run for so long."""
         assert self._process.stdin is not None

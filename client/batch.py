@@ -28,7 +28,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """A batch that came back. ``hops`` is what each stage did, in that device's clock."""
+    """A batch that came back. ``hops`` is what each stage did, in that device's clock; ``route``
+    names the device of every stage.
+    """
 
     batch_id: BatchId
     batch: Batch
@@ -36,6 +38,7 @@ class BatchResult:
     latency_ms: float
     attempt: int
     hops: tuple[Hop, ...] = ()
+    route: tuple[str, ...] = ()
 
 
 class DeathReason(StrEnum):

@@ -303,6 +303,7 @@ class Pipeline:
             latency_ms=(now - entry.submitted_at) * 1000,
             attempt=header.attempt,
             hops=header.trace,
+            route=header.route,
         )
         self._watch.feed.meter.add(result)
         self._ended.append(result)
