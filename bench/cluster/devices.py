@@ -22,11 +22,12 @@ MAX_SHARES = 0.95
 
 @dataclass(frozen=True, slots=True)
 class EmulatedDevice:
-    """A device: its share of one processor, and the rate of its cable in Mbit/s."""
+    """A device: its share of one processor, the rate of its cable in Mbit/s, and its engine."""
 
     name: str
     quota: float
     rate_mbit: float = 1000.0
+    engine: str = "onnxruntime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class RunningDevice:
         self.device = device
         self.share = stack.enter_context(ProcessorShare(device.name, device.quota))
         stage = [sys.executable, "-m", "shardline", "stage", "--device", device.name]
-        stage += ["--broker", broker, "--threads", "1"]
+        stage += ["--broker", broker, "--threads", "1", "--engine", device.engine]
         stage += ["--shards", str(shards), "--cache", str(cache)]
         self._process = start(host, DEVICES_CPU, stage, stack)
         self.share.add(self._process.pid)

@@ -104,5 +104,3 @@ def device_figures(
 
 def _median(values: Sequence[float]) -> float:
     return statistics.median(values) if values else math.nan
-
-
