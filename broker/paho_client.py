@@ -13,11 +13,15 @@ tests/broker hold it to paho's behaviour.
 
 import threading
 import time
+from functools import lru_cache
 from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import MessageType, MQTTErrorCode
 from paho.mqtt.exception import MalformedPacket
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 READ_AHEAD_BYTES = 4096
 """Enough for the head of a packet and for many small ones; a large body is read past it."""
@@ -26,6 +30,15 @@ _QOS = 0x06
 _RETAIN = 0x01
 _DUP = 0x08
 _KIND = 0xF0
+_NO_PROPERTIES = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
+
+
+@lru_cache
+def _puback_reason(code: int) -> ReasonCode:
+    try:
+        return ReasonCode(PacketTypes.PUBACK, identifier=code)
+    except KeyError as error:
+        raise MalformedPacket(f"reason code {code:#x} is none of an acknowledgement's") from error
 
 
 class PahoClient(mqtt.Client):
@@ -155,6 +168,17 @@ class PahoClient(mqtt.Client):
         message.timestamp = time.monotonic()
         self._handle_on_message(message)  # whoever takes it acknowledges it
         return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:
+        """The broker's acknowledgement of a message; without properties in a few steps."""
+        packet = self._in_packet["packet"]
+        if cmd != "PUBACK" or not 2 <= len(packet) <= 3:
+            return super()._handle_pubackcomp(cmd)
+        mid, code = int.from_bytes(packet[:2], "big"), packet[2] if len(packet) > 2 else 0
+        with self._out_message_mutex:
+            if mid not in self._out_messages:
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+            return self._do_on_publish(mid, _puback_reason(code), _NO_PROPERTIES)
 
     # Writing: on any thread.
 
