@@ -65,7 +65,7 @@ class PahoClient(mqtt.Client):
         self._body: bytearray | None = None
         self._filled = 0
 
-    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:  # noqa: ARG002 paho's signature
         """Take what has arrived, and all that was read ahead: no select tells of that."""
         while True:
             if self._sock is None:
@@ -144,7 +144,7 @@ class PahoClient(mqtt.Client):
         """
         if self._sock is None:
             raise ConnectionError("no socket")
-        got: int = self._sock.recv_into(into)
+        got: int = self._sock.recv_into(into)  # type: ignore[attr-defined]
         if not got:
             raise ConnectionError("closed by the broker")
         with self._msgtime_mutex:

@@ -77,12 +77,12 @@ def quotas(cluster: Cluster, whole: Path, rounds: int, seconds: float) -> list[Q
     """Run the model in each device's share alone, in turn without and with its limit."""
     plan = load_plan(whole)
     graph = whole / "stage-0" / "graph.onnx"
-    shape = [int(size) for size in plan.stages[0].inputs[0].shape[1:]]
+    shape = tuple(int(size) for size in plan.stages[0].inputs[0].shape[1:])
     found = []
     for device in cluster.running.values():
         free: list[float] = []
         held: list[float] = []
-        with ControlWorkers(graph, 1, shape, [device.share]) as worker:
+        with ControlWorkers([(graph, shape, device.share)], 1) as worker:
             for _ in range(rounds):
                 free.append(1e3 / worker.run(seconds / 2).together)
                 with cluster.limited():

@@ -3,6 +3,9 @@
 The period is 10 ms: a quota of 0.1 is 1 ms in every 10, so that a stage of 20 ms takes 200, as it
 would on a processor a tenth as fast; with the kernel's usual 100 ms a batch would run at full speed
 and wait afterwards. The kernel refuses less than 1 ms, so a smaller share gets a longer period.
+
+It looks only at its ticks, every 4 ms at 250 Hz: a short run may pass whole, and its group waits so
+much longer afterwards. Averages are exact; the wall time of a single short run is not.
 """
 
 import contextlib
@@ -44,6 +47,10 @@ class ProcessorShare:
         if self._v2:
             for folder in (controller(), self._parent):
                 (folder / "cgroup.subtree_control").write_text("+cpu")
+        # One group weighs as much as one thread of anybody else's: unweighted, eight devices would
+        # get less than their quotas as soon as something else runs on their processor.
+        weight, value = ("cpu.weight", 10_000) if self._v2 else ("cpu.shares", 262_144)
+        (self._parent / weight).write_text(str(value))
         self.folder = self._parent / name
         self.folder.mkdir()
 

@@ -18,13 +18,16 @@ from contract.plan import Plan, load_plan
 class DeviceRow:
     """One device of a plan. Times in ms, wall time on the device but for ``cpu_ms``.
 
-    ``cpu_ms`` is all processor time for a batch, ``relay_share`` the part of it that is not the
-    computing thread's; None where nothing was predicted.
+    ``alone_ms`` is a batch of the stage without messages in the same share: what a prediction of
+    computing time should meet. ``compute_ms`` is the engine's wall time while the plan ran, which a
+    quota makes uneven. ``cpu_ms`` is all processor time for a batch, at full speed; ``relay_share``
+    the part of it that is not the computing thread's. None where nothing was predicted.
     """
 
     device: str
     stage_index: int
     predicted_compute_ms: float | None
+    alone_ms: float
     compute_ms: float
     cpu_ms: float
     relay_share: float
@@ -38,8 +41,9 @@ class DeviceRow:
 class PlanRow:
     """One plan: medians over the rounds, ranges as (least, most).
 
-    ``bound`` is what the measured compute times alone would allow, as a share of the control: the
-    slowest stage sets it. ``of_bound`` is what was reached of it: the pipeline's own losses.
+    ``bound`` is what the stages reached alone, without messages and in the same shares, as a share
+    of the control: the slowest sets it. ``of_bound`` is what the plan reached of it: its losses to
+    messages and to waiting.
     """
 
     name: str
@@ -81,20 +85,26 @@ def compare(
     """
     plans = [load_plan(folder) for folder in folders]
     runs: list[list[RunFigures]] = [[] for _ in plans]
+    alone: list[list[WorkerRates]] = [[] for _ in plans]
     controls: list[WorkerRates] = []
     with ExitStack() as stack:
-        graph = whole / "stage-0" / "graph.onnx"
-        workers = stack.enter_context(cluster.control(graph, load_plan(whole)))
+        workers = stack.enter_context(cluster.control(load_plan(whole), whole))
+        stages = [
+            stack.enter_context(cluster.stages_alone(plan, folder))
+            for plan, folder in zip(plans, folders, strict=True)
+        ]
         for number in range(rounds):
             order = range(len(plans)) if number % 2 == 0 else reversed(range(len(plans)))
             for index in order:
                 cluster.publish(plans[index], folders[index])
                 runs[index].append(cluster.run(plans[index], seconds, window))
+                with cluster.limited():
+                    alone[index].append(stages[index].run(seconds / 2))
             with cluster.limited():
                 controls.append(workers.run(seconds))
     return [
-        row(plan, folder, of_plan, controls, [d.name for d in cluster.devices])
-        for plan, folder, of_plan in zip(plans, folders, runs, strict=True)
+        row(plan, folder, runs[index], alone[index], controls)
+        for index, (plan, folder) in enumerate(zip(plans, folders, strict=True))
     ]
 
 
@@ -102,19 +112,17 @@ def row(
     plan: Plan,
     folder: Path,
     runs: Sequence[RunFigures],
+    alone: Sequence[WorkerRates],
     controls: Sequence[WorkerRates],
-    names: Sequence[str],
 ) -> PlanRow:
     """Sum up the rounds of one plan. Each ratio is taken within its round. Pure."""
     rates = [run.images_per_s for run in runs]
     ratios = [run.images_per_s / c.together for run, c in zip(runs, controls, strict=True)]
     measured, control = statistics.median(rates), median_rates(controls)
     predicted = plan.prediction
-    bounds = [
-        compute_bound(plan, run) / control_rate.together
-        for run, control_rate in zip(runs, controls, strict=True)
-    ]
-    bound, of_control = statistics.median(bounds), statistics.median(ratios)
+    bounds = [slowest_stage(plan, rates) for rates in alone]
+    bound = statistics.median(b / c.together for b, c in zip(bounds, controls, strict=True))
+    of_bound = statistics.median(r.images_per_s / b for r, b in zip(runs, bounds, strict=True))
     replicas = max(len(spot.replicas) for spot in plan.placement)
     strategy = (
         ("replicas" if replicas > 1 else "single")
@@ -124,16 +132,16 @@ def row(
     return PlanRow(
         name=plan.name,
         folder=str(folder),
-        strategy=f"{strategy}, {len(plan.topic_map)} of {len(names)}",
+        strategy=strategy,
         predicted_images_per_s=predicted.images_per_s if predicted else None,
         images_per_s=measured,
         images_per_s_range=(min(rates), max(rates)),
         error=predicted.images_per_s / measured - 1 if predicted else None,
         control_images_per_s=control.together,
-        of_control=of_control,
+        of_control=statistics.median(ratios),
         of_control_range=(min(ratios), max(ratios)),
         bound=bound,
-        of_bound=of_control / bound,
+        of_bound=of_bound,
         predicted_latency_ms=predicted.loaded_latency_ms if predicted else None,
         latency_ms_p50=statistics.median(run.latency_ms_p50 for run in runs),
         latency_ms_p95=statistics.median(run.latency_ms_p95 for run in runs),
@@ -142,22 +150,23 @@ def row(
         retried=sum(run.retried for run in runs),
         lost=sum(run.lost for run in runs),
         devices=tuple(
-            _device_row(plan, [run.devices[index] for run in runs])
+            _device_row(
+                plan,
+                [run.devices[index] for run in runs],
+                1e3 * plan.batch_size / statistics.median(a.each[index] for a in alone),
+            )
             for index in range(len(runs[0].devices))
         ),
     )
 
 
-def compute_bound(plan: Plan, run: RunFigures) -> float:
-    """Images a second if the devices did nothing but compute, by the times of this very run."""
-    stages = [0.0] * plan.num_stages
-    for device in run.devices:
-        if device.batches and not math.isnan(device.compute_ms):
-            stages[device.stage_index] += 1e3 / device.compute_ms
-    return min(stages) * plan.batch_size
+def slowest_stage(plan: Plan, alone: WorkerRates) -> float:
+    """Images a second of the slowest stage, from those of its replicas, each alone. Pure."""
+    rates = iter(alone.each)
+    return min(sum(next(rates) for _ in spot.replicas) for spot in plan.placement)
 
 
-def _device_row(plan: Plan, figures: Sequence[DeviceFigures]) -> DeviceRow:
+def _device_row(plan: Plan, figures: Sequence[DeviceFigures], alone_ms: float) -> DeviceRow:
     name = figures[0].device
     predicted = (
         next((d for d in plan.prediction.devices if d.device == name), None)
@@ -170,6 +179,7 @@ def _device_row(plan: Plan, figures: Sequence[DeviceFigures]) -> DeviceRow:
         device=name,
         stage_index=figures[0].stage_index,
         predicted_compute_ms=predicted.compute_ms if predicted else None,
+        alone_ms=alone_ms,
         compute_ms=middle(f.compute_ms for f in used) if used else math.nan,
         cpu_ms=middle(f.main_ms + f.others_ms for f in figures),
         relay_share=middle(f.others_ms / (f.main_ms + f.others_ms) for f in figures),
@@ -202,8 +212,8 @@ def show(rows: Sequence[PlanRow]) -> None:
         for device in one.devices:
             print(
                 f"{one.name:20} {device.device:6} {device.stage_index:6}  "
-                f"{_number(device.predicted_compute_ms, 12)}  {device.compute_ms:10.1f}  "
-                f"{device.cpu_ms:7.2f}  {device.relay_share:11.2f}  {device.busy:4.2f}"
+                f"{_number(device.predicted_compute_ms, 12)}  {device.alone_ms:8.1f}  "
+                f"{device.cpu_ms:6.2f}  {device.relay_share:11.2f}  {device.busy:4.2f}"
             )
 
 

@@ -1,6 +1,7 @@
-"""The control: as many whole-model workers as devices, each in a device's share, no network.
+"""The controls: workers without a network, each in a device's share.
 
-Every ratio is against them: what N devices would do if none ever waited for another.
+As many whole-model workers as devices: every ratio is against them, what N devices would do if none
+ever waited for another. And the stages of a plan, each alone: the slowest bounds the plan.
 """
 
 import statistics
@@ -27,17 +28,20 @@ class WorkerRates:
 
 
 class ControlWorkers:
-    """Whole-model workers that idle until told to run. Use as a context manager."""
+    """Workers that idle until told to run. Use as a context manager."""
 
     def __init__(
-        self, graph: Path, batch: int, shape: Sequence[int], shares: Sequence[ProcessorShare]
+        self, work: Sequence[tuple[Path, tuple[int, ...], ProcessorShare]], batch: int
     ) -> None:
-        """Start one worker for each share and put it there once it is warm."""
+        """Start a worker for each graph, the shape of its input without the batch, and share.
+
+        It is put into its share once it is warm.
+        """
         self._stack = ExitStack()
         self._workers = []
         try:
-            for share in shares:
-                worker = WholeModelWorker(graph, DEVICES_CPU, batch, tuple(shape))
+            for graph, shape, share in work:
+                worker = WholeModelWorker(graph, DEVICES_CPU, batch, shape)
                 self._workers.append(self._stack.enter_context(worker))
                 share.add(worker.pid)
         except BaseException:
