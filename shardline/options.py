@@ -60,7 +60,12 @@ ReadyTimeout = Annotated[
 ]
 BatchSize = Annotated[int, option("--batch", "Images in a batch, at most.", min=1, max=4096)]
 Window = Annotated[
-    int | None, option("--window", "Batches in flight; default 2 for each device.", min=1)
+    int | None,
+    option(
+        "--window",
+        "Batches in flight; default 2 for each device, more where replicas differ in speed.",
+        min=1,
+    ),
 ]
 
 # A model and how to import it: the same for `plan`, `demo` and `infer --whole`.

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import paho.mqtt.client as mqtt
 import pytest
@@ -25,6 +25,7 @@ class FakeSocket:
         self._pieces = iter(pieces)
         self._left = next(self._pieces, len(incoming))
         self.written = bytearray()
+        self.meanwhile: Callable[[], object] = lambda: None
 
     def recv_into(self, buffer: memoryview) -> int:
         if not self.incoming:
@@ -45,6 +46,8 @@ class FakeSocket:
         taken = min(self.room, len(data))
         self.written += bytes(data[:taken])
         self.room -= taken
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
         return taken
 
     def close(self) -> None:
@@ -83,14 +86,14 @@ SIZES = (0, 1, 120, 121, 127, 128, READ_AHEAD_BYTES - 9, READ_AHEAD_BYTES, 16_50
 def test_messages_arrive_whole_and_in_order_however_they_are_cut(piece: int) -> None:
     payloads = [secrets.token_bytes(size) for size in SIZES]
     stream = b"".join(message(index + 1, p) for index, p in enumerate(payloads))
-    stream += message(0, b"last", qos=0)
+    stream += message(0, b"\0\0last", qos=0)
     sock = FakeSocket(stream, [piece] * (len(stream) // piece + 1))
     client = client_on(sock)
     heard: list[mqtt.MQTTMessage] = []
     client.on_message = lambda _c, _d, m: heard.append(m)
     while sock.incoming or client._at < client._end:
         assert client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS
-    assert [m.payload for m in heard] == [*payloads, b"last"]
+    assert [m.payload for m in heard] == [*payloads, b"\0\0last"]
     assert [m.mid for m in heard] == [*range(1, len(SIZES) + 1), 0]
     assert [m.qos for m in heard] == [1] * len(SIZES) + [0]
     assert {m.topic for m in heard} == {"a/b"}
@@ -172,6 +175,26 @@ def test_what_the_socket_does_not_take_follows_before_anything_else() -> None:
     expected = [message(mid, bytes([mid]) * 1000) for mid in (1, 2, 3)]
     expected += [packet(0x40, struct.pack("!H", 9)), message(0, b"zero", qos=0)]
     assert bytes(sock.written) == b"".join(expected)
+
+
+def test_the_rest_of_a_message_comes_before_what_was_queued_while_it_was_sent() -> None:
+    sock = FakeSocket(room=10)
+    client = client_on(sock)
+    sock.meanwhile = lambda: client._out_packet.append(
+        {
+            "command": 0x30,
+            "mid": 0,
+            "qos": 1,
+            "pos": 0,
+            "to_process": 5,
+            "packet": b"later",
+            "info": None,
+        }
+    )
+    client.publish("a/b", b"x" * 100, qos=1)
+    sock.room = 1000
+    client._packet_write()
+    assert bytes(sock.written) == message(1, b"x" * 100) + b"later"
 
 
 def test_while_another_thread_writes_a_message_waits_its_turn() -> None:
