@@ -6,6 +6,7 @@
 #   make test-containers                     builds the images, runs them as a fleet, arm64 emulated
 #   make bench                               the benchmarks; prints ratios taken in one run
 #   make bench-transfer                      a shard over a 100 Mbit/s link; needs root
+#   make bench-cluster                       predictions on emulated devices; needs root
 #   make setup                               virtual environment in .venv, Mosquitto
 #
 # TORCH_INDEX_URL: another pip index for torch, such as PyTorch's index of CPU builds, where pip's
@@ -17,7 +18,7 @@ SHELL := /bin/bash
 export TORCH_INDEX_URL
 VENV := .venv/bin
 
-.PHONY: help setup demo test lint test-containers bench bench-transfer clean
+.PHONY: help setup demo test lint test-containers bench bench-transfer bench-cluster clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,6 +50,11 @@ bench: setup
 bench-transfer: setup
 	@[ -d shards/built/demo-digits ] || $(MAKE) demo
 	$(VENV)/python -m bench.transfer
+
+bench-cluster: setup
+	$(VENV)/python -m bench.cluster calibrate
+	$(VENV)/python -m bench.cluster scale
+	$(VENV)/python -m bench.cluster replicas
 
 clean:
 	rm -rf .venv shards/built build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -21,6 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from broker.paho_client import PahoClient
 from broker.transport import (
     AckToken,
     BrokerAddress,
@@ -70,7 +71,7 @@ class PahoConnection:
         self._client = self._make_client()
 
     def _make_client(self) -> mqtt.Client:
-        client = mqtt.Client(
+        client = PahoClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._settings.name,
             protocol=mqtt.MQTTv5,

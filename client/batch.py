@@ -28,8 +28,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """A batch that came back. ``hops`` is what each stage did, in that device's clock, and
-    ``route`` the device of each stage."""
+    """A batch that came back. ``hops`` is what each stage did, in that device's clock; ``route``
+    names the device of every stage.
+    """
 
     batch_id: BatchId
     batch: Batch

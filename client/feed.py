@@ -1,5 +1,6 @@
 """The plan that is fed and the devices that serve it, as the retained messages tell. Pure."""
 
+import math
 from dataclasses import dataclass
 
 from client.meter import PipelineMeter
@@ -9,6 +10,29 @@ from contract.errors import PlanError
 from contract.fleet import FleetView, is_live
 from contract.plan import Plan
 from contract.status import DeviceStatus
+
+BATCHES_EACH = 2
+"""For each device: one that it computes, and one that is on its way to it or from it."""
+MOST_TIMES_THE_SLOWEST = 8
+"""A replica this many times as fast as the slowest is given no more: the slowest adds little to it,
+and each batch in flight adds to the latency."""
+
+
+def default_window(plan: Plan) -> int:
+    """Batches in flight that keep every device of a placed plan busy: as predicted, if it was.
+
+    The router shares a stage's batches by speed, so a slow replica holds its two only when faster
+    ones hold as many times more: with four in flight, one of a quarter of the speed gets none.
+    """
+    if plan.prediction is not None:
+        return plan.prediction.window
+    window = 0.0
+    for place in plan.placement:
+        speeds = [replica.speed for replica in place.replicas]
+        slowest = min(speeds)
+        times = (min(speed / slowest, MOST_TIMES_THE_SLOWEST) for speed in speeds)
+        window += BATCHES_EACH * sum(times)
+    return math.ceil(round(window, 6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +47,11 @@ class Feed:
     max_message_bytes: int
 
 
-def window_of(plan: Plan) -> int:
-    """Batches in flight: what the plan is predicted to need, or 2 for each device."""
-    if plan.prediction is not None:
-        return plan.prediction.window
-    return 2 * sum(len(place.replicas) for place in plan.placement)
-
-
 class FeedWatch:
     """Follows the published plan and the devices' statuses."""
 
     def __init__(self, client: str, window: int | None) -> None:
-        """``window`` None means what the plan needs, see :func:`window_of`."""
+        """``window`` None means :func:`default_window` of the plan."""
         self._client, self._window = client, window
         self._fleet = FleetView()
         self._feed: Feed | None = None
@@ -83,7 +100,7 @@ class FeedWatch:
         router = Router(plan)
         for status in self._fleet.statuses():
             router.set_live(status.device, is_live(status, plan))
-        window = self._window or window_of(plan)
+        window = self._window or default_window(plan)
         replaces = previous is not None and previous.plan.plan_id != plan.plan_id
         if previous is None or replaces:
             meter = PipelineMeter(self._client, plan, window, now)

@@ -22,7 +22,7 @@ def open_pipeline(
     Args:
         name: this client's name, unique at the broker; it is the MQTT client id and, on a fleet
             with access control, must be the user name. Made up when None.
-        window: batches in flight; as many as the plan needs, or 2 for each device, when None.
+        window: batches in flight; None means :func:`client.feed.default_window` of the plan.
 
     Raises:
         BrokerUnreachableError, NotAuthorisedError: no connection.

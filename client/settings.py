@@ -10,7 +10,7 @@ from contract import topics
 class ClientSettings:
     """How a client feeds a pipeline.
 
-    ``window``: batches in flight; None means as many as the plan needs, or 2 for each device.
+    ``window``: batches in flight; None means :func:`client.feed.default_window` of the plan.
     ``ready_timeout_s``: how long :meth:`Pipeline.open` waits for a plan and its devices.
     ``batch_timeout_s``: after this long a batch is declared dead; None never gives up.
     """

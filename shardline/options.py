@@ -61,9 +61,7 @@ ReadyTimeout = Annotated[
 BatchSize = Annotated[int, option("--batch", "Images in a batch, at most.", min=1, max=4096)]
 Window = Annotated[
     int | None,
-    option(
-        "--window", "Batches in flight; default: as the plan needs, or 2 for each device.", min=1
-    ),
+    option("--window", "Batches in flight; default: as many as the plan needs.", min=1),
 ]
 
 # A model and how to import it: the same for `plan`, `demo` and `infer --whole`.
