@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contract.plan import PLAN_FILE, Plan, Replica, load_plan, place
-from planner.build import PlanRequest, build_plan
+from planner.build import build_plan
+from planner.request import PlanRequest
 from planner.canonical import canonicalise
 from planner.graph import segment_graph
 from planner.importers import ImportOptions, import_model
