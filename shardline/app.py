@@ -13,6 +13,7 @@ from shardline.commands import (
     publish,
     show,
     stage,
+    verify,
 )
 
 app = typer.Typer(
@@ -23,6 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (demo, plan, profile, show, publish, stage, infer, broker, doctor):
+for command in (demo, plan, profile, show, publish, verify, stage, infer, broker, doctor):
     app.command(name=command.__name__.rpartition(".")[2])(command.run)
 app.add_typer(deploy.app, name="deploy")

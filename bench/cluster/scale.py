@@ -8,10 +8,10 @@ from pathlib import Path
 
 from contract.plan import PLAN_FILE, Plan, Replica, load_plan, place
 from planner.build import build_plan
-from planner.request import PlanRequest
 from planner.canonical import canonicalise
 from planner.graph import segment_graph
 from planner.importers import ImportOptions, import_model
+from planner.request import PlanRequest
 
 
 def plan_folder(folder: Path, model: str, stages: int, batch: int) -> Path:
