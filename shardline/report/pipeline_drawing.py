@@ -1,21 +1,19 @@
-"""The pipeline drawn: stages as boxes, a card for each device, arrows through the broker.
+"""The pipeline drawn: stages in a row or one below the other, arrows through the broker.
 
-In each card, what is filled is the time for one batch, on one scale for all devices: solid the
-engine, striped receiving and sending, and a thin line below for its link. An arrow is as thick as
-its edge's bytes. The slowest part is framed and says so.
+An arrow is as thick as its edge's bytes. The slowest part is framed and says so.
 """
 
 from collections.abc import Sequence
 
 from shardline import figures
 from shardline.console import size
-from shardline.report.pipeline_view import DeviceView, EdgeView, PipelineView, StageView
-from shardline.report.svg import Drawing, Number, fit, width_of
+from shardline.report.pipeline_view import EdgeView, PipelineView, StageView
+from shardline.report.stage_box import draw_stage, draw_tag, stage_height
+from shardline.report.svg import Drawing, Number
 
 MOST_ACROSS = 4
 """More stages than these side by side would be too narrow for their words: another row."""
 
-HEAD, CARD, GAP, PAD = 60, 56, 8, 10
 WIDEST_ARROW, THINNEST_ARROW = 16.0, 1.6
 CLIENT_WIDTH, CLIENT_HEIGHT = 96, 70
 TITLE = "The pipeline"
@@ -46,7 +44,7 @@ def _row(
     free = picture.width - 2 * margin - 2 * CLIENT_WIDTH
     column = min(270.0, (free - 24 * (per_row + 1)) / per_row)
     gap = (free - column * per_row) / (per_row + 1)
-    floor = top + max(_stage_height(stage) for stage in stages)
+    floor = top + max(stage_height(stage) for stage in stages)
     band = floor + 44
     lefts = [float(margin)]
     widths = [float(CLIENT_WIDTH), *[column] * len(stages), float(CLIENT_WIDTH)]
@@ -79,7 +77,7 @@ def _row(
     else:
         _elsewhere(picture, lefts[-1], end, f"Stage {first + len(stages)}", "row below")
     for stage, left in zip(stages, lefts[1:-1], strict=True):
-        _stage(picture, view, stage, left, floor - _stage_height(stage), column)
+        draw_stage(picture, view, stage, left, floor - stage_height(stage), column)
     return band + 104
 
 
@@ -88,7 +86,7 @@ def draw_down(view: PipelineView, name: str, width: Number = 360) -> str:
     picture = _begin(view, name, width)
     left, band, top, between = 76, 46, 6.0, 62
     boxes: list[tuple[float, float]] = []
-    heights = [54, *(_stage_height(stage) for stage in view.stages), 54]
+    heights = [54, *(stage_height(stage) for stage in view.stages), 54]
     for height in heights:
         boxes.append((top, top + height))
         top += height + between
@@ -111,7 +109,7 @@ def draw_down(view: PipelineView, name: str, width: Number = 360) -> str:
     for index, words in ((0, "sends inputs"), (-1, "takes results")):
         _client(picture, view, left, boxes[index][0], width - left - 3, words)
     for stage, (upper, _) in zip(view.stages, boxes[1:-1], strict=True):
-        _stage(picture, view, stage, left, upper, width - left - 3)
+        draw_stage(picture, view, stage, left, upper, width - left - 3)
     return picture.finish(bottom + 6)
 
 
@@ -135,98 +133,6 @@ def _begin(view: PipelineView, name: str, width: Number) -> Drawing:
     return picture
 
 
-def _stage_height(stage: StageView) -> float:
-    return HEAD + max(1, len(stage.devices)) * (CARD + GAP) - GAP + PAD
-
-
-def _stage(
-    picture: Drawing,
-    view: PipelineView,
-    stage: StageView,
-    left: float,
-    top: float,
-    width: float,
-) -> None:
-    hot = " hot" if stage.is_bottleneck else ""
-    picture.open("")
-    picture.rect(left, top, width, _stage_height(stage), f"stage{hot}", 10)
-    picture.text(left + PAD, top + 23, f"Stage {stage.spec.stage_index}", "heading")
-    if stage.is_bottleneck:
-        _tag(picture, left + width - PAD, top - 11)
-    words = stage.segments
-    if stage.interval_ms is not None:
-        words = f"a batch every {figures.ms(stage.interval_ms)}"
-    picture.text(left + PAD, top + 44, fit(words, width - 2 * PAD, 13), "small")
-    inside = width - 2 * PAD
-    for index, device in enumerate(stage.devices):
-        y = top + HEAD + index * (CARD + GAP)
-        _card(picture, view, device, left + PAD, y, inside, stage.is_bottleneck)
-    if not stage.devices:
-        picture.rect(left + PAD, top + HEAD, inside, CARD, "card absent", 6)
-        picture.text(left + PAD + 10, top + HEAD + 33, "no device yet", "small")
-    picture.close()
-
-
-def _card(
-    picture: Drawing,
-    view: PipelineView,
-    device: DeviceView,
-    x: float,
-    y: float,
-    width: float,
-    hot: bool,
-) -> None:
-    kind = "hot" if hot else "calm"
-    expected = device.prediction
-    picture.open(f"device {kind}", _device_hint(device))
-    picture.rect(x, y, width, CARD, "card", 6)
-    if expected is not None:
-        scale = width / max(view.longest_ms, 1e-9)
-        compute, relay = expected.compute_ms * scale, expected.relay_ms * scale
-        picture.rect(x, y, compute, CARD, "compute", 6 if compute > 12 else 0)
-        pattern = f"{picture.name}-{kind}"
-        picture.rect(x + compute, y, relay, CARD, "relay", pattern=pattern)
-        picture.rect(x, y + CARD - 8, expected.transfer_ms * scale, 3, "link")
-    picture.rect(x, y, width, CARD, "outline", 6)
-    name, share, time, busy = _card_words(device, width - 20)
-    picture.text(x + 10, y + 21, name, "label")
-    picture.text(x + 10, y + 40, time, "small")
-    for line, words in ((21, share), (40, busy)):
-        if words:
-            picture.text(x + width - 10, y + line, words, "small", "end")
-    picture.close()
-
-
-def _card_words(device: DeviceView, room: float) -> tuple[str, str, str, str]:
-    """Name and share of the first line, time and utilisation of the second, as far as they fit."""
-    expected = device.prediction
-    name = fit(device.name, room, 14.5)
-    if expected is None:
-        return name, "", "no prediction", ""
-    share = ""
-    if expected.share < 0.9995:
-        part = figures.percent(expected.share)
-        left = room - width_of(name, 14.5) - 8
-        ways = (f"{part} of batches", f"takes {part}", "")
-        share = next(words for words in ways if width_of(words, 13) <= max(left, 0))
-    time = f"{figures.ms(device.processor_ms)} a batch"
-    busy = f"{figures.percent(expected.utilisation)} busy"
-    if width_of(time, 13) + width_of(busy, 13) + 6 > room:
-        time = figures.ms(device.processor_ms)
-    return name, share, time, busy
-
-
-def _device_hint(device: DeviceView) -> str:
-    expected = device.prediction
-    if expected is None:
-        return device.name
-    return (
-        f"{device.name}: compute {figures.ms(expected.compute_ms)}, "
-        f"relay {figures.ms(expected.relay_ms)}, link {figures.ms(expected.transfer_ms)}, "
-        f"{figures.percent(expected.share)} of the batches"
-    )
-
-
 def _client(
     picture: Drawing, view: PipelineView, left: float, top: float, width: float, words: str
 ) -> None:
@@ -237,7 +143,7 @@ def _client(
     picture.text(middle, top + height / 2 - 4, "Client", "heading", "middle")
     picture.text(middle, top + height / 2 + 15, words, "small", "middle")
     if hot:
-        _tag(picture, middle + 42, top - 20)
+        draw_tag(picture, middle + 42, top - 20)
 
 
 def _elsewhere(picture: Drawing, left: float, top: float, name: str, words: str) -> None:
@@ -254,7 +160,7 @@ def _broker(
     hot = view.bottleneck == "broker"
     picture.rect(x, y, width, height, f"broker{' hot' if hot else ''}", 10)
     if hot and width > height:
-        _tag(picture, x + width - 12, y + height - 28)
+        draw_tag(picture, x + width - 12, y + height - 28)
 
 
 def _broker_words(view: PipelineView) -> str:
@@ -262,11 +168,6 @@ def _broker_words(view: PipelineView) -> str:
     if view.broker_bytes_per_image is not None:
         words += f", {size(view.broker_bytes_per_image)} an image"
     return words
-
-
-def _tag(picture: Drawing, right: float, top: float) -> None:
-    picture.rect(right - 84, top, 84, 21, "tag", 10)
-    picture.text(right - 42, top + 15, "bottleneck", "tag-words", "middle")
 
 
 def _open_edge(picture: Drawing, edge: EdgeView) -> None:
