@@ -46,7 +46,7 @@ def run(
             min=0,
             max=3600,
         ),
-    ] = 0.0,
+    ] = 10.0,
     out: Annotated[
         Path | None,
         option(

@@ -416,13 +416,18 @@ def options() -> list[tuple[str, Any]]:
 
 def test_every_command_of_the_design_is_there() -> None:
     assert set(commands()) == {
-        *("demo", "plan", "show", "publish", "stage", "infer", "broker", "doctor", "deploy")
+        *("demo", "plan", "profile", "show", "publish", "verify", "stage", "infer", "broker"),
+        *("doctor", "deploy"),
     }
 
 
 TWO_MEANINGS = {
     ("plan", "--device"): "DEVICES",
+    ("plan", "--devices"): "DEVICE_FILE",
     ("publish", "--device"): "DEVICES",
+    ("profile", "--device"): "DEVICES",
+    ("profile", "--batch"): "PROFILE_BATCHES",
+    ("profile", "--out"): "PROFILE",
     ("infer", "--out"): "RESULTS",
 }
 """Where one flag means another thing than in other commands, its variable has another name."""
