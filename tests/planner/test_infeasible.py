@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from contract.errors import PartitionError
-from planner.partition import Rules, partition
+from planner.partition import partition
 from planner.problem import MB, DeviceCosts, Problem
+from planner.rules import Rules
 from tests.planner.problems import device, problem
 
 

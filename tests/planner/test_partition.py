@@ -22,8 +22,9 @@ from planner.cost_model import (
 from planner.exact import fastest, kinds_for_rate, quickest
 from planner.grouping import best_of, worst_of
 from planner.integer_program import ask
-from planner.partition import Method, Rules, form_of, partition
+from planner.partition import form_of, partition
 from planner.problem import BrokerCosts, ClientCosts, Link, Problem, RelayCosts
+from planner.rules import Method, Rules
 from planner.spans import make_spans, span_costs
 from tests.planner.problems import all_plans, device, problem, random_problem
 
