@@ -55,8 +55,6 @@ def bounded_fastest(problem: Problem, form: Form, seconds: float) -> Solution | 
         seconds: about how long, beyond the exact answers for grouped devices.
     """
     started = time.monotonic()
-    if form.num_stages == 1:
-        return _one_stage(problem, form)
     spans = make_spans(problem.num_segments, form.boundaries)
     kinds = kinds_for_rate(problem, spans)
     if not kinds:
@@ -152,24 +150,6 @@ def _grouped(
     if groups is None:
         return None
     return fastest(replace(problem, devices=stand_ins(groups, stand_in)), form)
-
-
-def _one_stage(problem: Problem, form: Form) -> Solution | None:
-    """The fastest devices, as many as help: exact, since nothing else is to be chosen."""
-    count = problem.num_segments
-    cap = min(client_rate(problem), broker_rate(problem, [0, count]))
-    costs = costs_of_all(problem, make_spans(count, (0, count)))
-    rates = {name: float(found.rate[0]) for name, found in costs.items() if found.rate[0] > 0}
-    most = form.max_devices if form.replicas else 1
-    chosen: list[str] = []
-    for name in sorted(rates, key=lambda name: -rates[name])[:most]:
-        if sum(rates[other] for other in chosen) < cap:
-            chosen.append(name)
-    if not chosen:
-        return None
-    stages = (StageChoice(0, count, tuple(chosen)),)
-    value = batches_per_s(problem, stages)
-    return Solution(stages, value, value)
 
 
 def _rates_by_range(problem: Problem, spans: Spans) -> dict[str, list[list[float]]]:

@@ -6,13 +6,17 @@ stages that cover the segments before a node with exactly these devices. Pure.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from planner.spans import Bools, Floats, Ints, Spans
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -96,17 +100,23 @@ class StateSpace:
 
     def drop_dominated(self, rows: Floats) -> Floats:
         """Forget states that use more devices than another and cost no less; by layer and state."""
-        shape = [count + 1 for count in self.counts]
-        table = rows.reshape(len(rows), *shape)
-        least = table
-        for axis in range(1, table.ndim):
-            least = np.minimum.accumulate(least, axis=axis)
-        kept = table.copy()
-        for axis in range(1, table.ndim):
-            after = (slice(None),) * axis + (slice(1, None),)
-            before = (slice(None),) * axis + (slice(None, -1),)
-            kept[after] = np.where(least[before] <= table[after], np.inf, kept[after])
-        return kept.reshape(rows.shape)
+        least, dropped = rows.copy(), np.zeros(rows.shape, np.bool_)
+        for by_count in self._by_count(least):
+            for used in range(1, by_count.shape[1]):
+                np.minimum(by_count[:, used], by_count[:, used - 1], out=by_count[:, used])
+        views = zip(
+            self._by_count(least), self._by_count(rows), self._by_count(dropped), strict=True
+        )
+        for lower, own, out in views:
+            out[:, 1:] |= lower[:, :-1] <= own[:, 1:]
+        return np.where(dropped, np.inf, rows)
+
+    def _by_count(self, rows: npt.NDArray[T]) -> Iterator[npt.NDArray[T]]:
+        """For each kind a view of contiguous ``rows``, its number used in the middle."""
+        after = rows.shape[-1]
+        for count in self.counts:
+            after //= count + 1
+            yield rows.reshape(-1, count + 1, after)
 
     @cached_property
     def room(self) -> Bools:
