@@ -27,7 +27,7 @@ from planner.local_search import Neighbourhood, improve
 from planner.problem import DeviceCosts, Problem, Solution, StageChoice
 from planner.spans import Spans, costs_of_all, make_spans
 
-STEPS_A_SECOND = {best_of: 8_000_000, worst_of: 2_000_000}
+STEPS_A_SECOND = {best_of: 30_000_000, worst_of: 5_000_000}
 """Size of the exact search on groups for each second allowed, as pairs of states times spans. The
 bound is worth more than one more plan to start from."""
 SHARE_OF_SEARCH = 0.3

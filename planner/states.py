@@ -118,14 +118,33 @@ class StateSpace:
             after //= count + 1
             yield rows.reshape(-1, count + 1, after)
 
+    def room(self, states: Ints, vectors: Ints) -> Bools:
+        """Whether these sets of devices can still be taken from these states; both broadcast.
+
+        Numbers of each kind, and of all devices, lie side by side in one integer, each with a bit
+        above it that is set when there are too many.
+        """
+        packed, packed_vectors, too_many = self._packed
+        return np.asarray((packed[states] + packed_vectors[vectors]) & too_many == 0)
+
     @cached_property
-    def room(self) -> Bools:
-        """By state and set of devices: whether the set can still be taken."""
-        table = np.ones((self.num_states, len(self.vectors)), np.bool_)
-        for kind, count in enumerate(self.counts):
-            table &= self.digits[:, kind][:, None] + self.vectors[:, kind] <= count
-        table &= self._totals[:, None] + self.sizes <= self.max_devices
-        return table
+    def _packed(self) -> tuple[Ints, Ints, int]:
+        """States, sets of devices, and the bits that say too many."""
+        states, vectors = np.zeros(self.num_states, np.int64), np.zeros(len(self.vectors), np.int64)
+        too_many = shift = 0
+        limits = [*self.counts, min(self.max_devices, sum(self.counts))]
+        columns = zip(
+            [*self.digits.T, self._totals], [*self.vectors.T, self.sizes], limits, strict=True
+        )
+        for of_states, of_vectors, limit in columns:
+            width = max(limit, int(of_states.max()), int(of_vectors.max())).bit_length()
+            states += (of_states + ((1 << width) - 1 - limit)) << shift
+            vectors += of_vectors << shift
+            too_many |= 1 << (shift + width) | 1 << (shift + width + 1)
+            shift += width + 2
+        if shift > 62:
+            raise ValueError(f"{len(self.counts)} kinds of devices do not fit one integer")
+        return states, vectors, too_many
 
 
 @dataclass(frozen=True)
@@ -170,7 +189,7 @@ def cheapest(
             for layer, states in enumerate(alive[first]):
                 if not len(states):
                     continue
-                which, taken = np.nonzero(space.room[states[:, None], vectors])
+                which, taken = np.nonzero(space.room(states[:, None], vectors))
                 before, vector = states[which], vectors[taken]
                 costs = best[first, layer, before] + cost[vector, span]
                 np.minimum.at(rows[layer], before + space.offsets[vector], costs)
@@ -202,7 +221,7 @@ def _walk_back(
         vectors, columns = np.nonzero(allowed[:, begin:end])
         chosen = begin + columns
         before = state - space.offsets[vectors]
-        possible = (before >= 0) & space.room[np.maximum(before, 0), vectors]
+        possible = (before >= 0) & space.room(np.maximum(before, 0), vectors)
         vectors, chosen, before = vectors[possible], chosen[possible], before[possible]
         for earlier in layers.before(layer):
             costs = best[spans.first[chosen], earlier, before] + cost[vectors, chosen]
