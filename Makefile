@@ -44,6 +44,7 @@ bench: setup
 	$(VENV)/python -m bench.hop
 	$(VENV)/python -m bench.pipeline
 	$(VENV)/python -m bench.memory
+	$(VENV)/python -m bench.planning
 
 bench-transfer: setup
 	@[ -d shards/built/demo-digits ] || $(MAKE) demo
