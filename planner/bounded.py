@@ -27,7 +27,7 @@ from planner.local_search import Neighbourhood, improve
 from planner.problem import DeviceCosts, Problem, Solution, StageChoice
 from planner.spans import Spans, costs_of_all, make_spans
 
-STEPS_A_SECOND = {best_of: 8_000_000, worst_of: 2_000_000}
+STEPS_A_SECOND = {best_of: 30_000_000, worst_of: 5_000_000}
 """Size of the exact search on groups for each second allowed, as pairs of states times spans. The
 bound is worth more than one more plan to start from."""
 SHARE_OF_SEARCH = 0.3
@@ -55,8 +55,6 @@ def bounded_fastest(problem: Problem, form: Form, seconds: float) -> Solution | 
         seconds: about how long, beyond the exact answers for grouped devices.
     """
     started = time.monotonic()
-    if form.num_stages == 1:
-        return _one_stage(problem, form)
     spans = make_spans(problem.num_segments, form.boundaries)
     kinds = kinds_for_rate(problem, spans)
     if not kinds:
@@ -152,24 +150,6 @@ def _grouped(
     if groups is None:
         return None
     return fastest(replace(problem, devices=stand_ins(groups, stand_in)), form)
-
-
-def _one_stage(problem: Problem, form: Form) -> Solution | None:
-    """The fastest devices, as many as help: exact, since nothing else is to be chosen."""
-    count = problem.num_segments
-    cap = min(client_rate(problem), broker_rate(problem, [0, count]))
-    costs = costs_of_all(problem, make_spans(count, (0, count)))
-    rates = {name: float(found.rate[0]) for name, found in costs.items() if found.rate[0] > 0}
-    most = form.max_devices if form.replicas else 1
-    chosen: list[str] = []
-    for name in sorted(rates, key=lambda name: -rates[name])[:most]:
-        if sum(rates[other] for other in chosen) < cap:
-            chosen.append(name)
-    if not chosen:
-        return None
-    stages = (StageChoice(0, count, tuple(chosen)),)
-    value = batches_per_s(problem, stages)
-    return Solution(stages, value, value)
 
 
 def _rates_by_range(problem: Problem, spans: Spans) -> dict[str, list[list[float]]]:

@@ -18,11 +18,16 @@ from planner.problem import Problem, Solution, StageChoice
 from planner.spans import Floats, Spans, costs_of_all, make_spans
 from planner.states import Layers, StateSpace, Way, cheapest, hand_out
 
-MAX_STEPS = 400_000_000
-"""Pairs of a state and a further set of devices, times spans: a pass looks at a few percent of
-them. 16 devices of four kinds and 120 segments have 368 million and take about ten seconds."""
-MAX_TABLE = 1 << 24
-"""States times sets of devices: a table of as many bytes. 12 unlike devices fill it."""
+MAX_STEPS = 500_000_000
+"""Pairs of a state and a further set of devices, times spans. A search looks at a small part of
+them: 13 unlike devices and 24 segments have 478 million, 16 devices of four kinds and 120 segments
+368 million."""
+MAX_SINGLE_STEPS = 400_000_000
+"""The same where a stage has one device: 16 unlike devices and 24 segments have 315 million."""
+MAX_RATES = 1 << 23
+"""Sets of devices times spans: a table of 64 MB."""
+FIRST_TRIES = (1.0, 0.97, 0.92, 0.85, 0.7, 0.5)
+"""Shares of the bound that are tried from above until one can be reached."""
 EQUAL = 1e-12
 """Rates that differ by less, as a share, are the same: sums in another order."""
 
@@ -78,8 +83,8 @@ def is_exact_size(counts: Sequence[int], num_spans: int, form: Form) -> bool:
     layers = math.sqrt(form.layers.count)
     if form.replicas:
         affordable = pairs_of_states(counts) * num_spans * layers <= MAX_STEPS
-        return affordable and states * states <= MAX_TABLE
-    return states * len(counts) * num_spans * layers <= MAX_STEPS / 2
+        return affordable and states * num_spans <= MAX_RATES
+    return states * len(counts) * num_spans * layers <= MAX_SINGLE_STEPS
 
 
 def kinds_for_rate(problem: Problem, spans: Spans) -> list[Kind]:
@@ -134,24 +139,57 @@ def fastest(problem: Problem, form: Form) -> Solution | None:
         hopeful = (target * still_to_do * (1 - 1e-9) - 1e-12)[:, None] <= left.T
         return cheapest(space, spans, allowed, costs, ground.layers, hopeful)
 
-    candidates = np.append(np.unique(rates[(rates > 0) & (rates < cap)]), cap)
-    low, high, value = -1, len(candidates), 0.0
-    while high - low > 1:
-        middle = (low + high) // 2
-        way = reach(float(candidates[middle]), burden[spans.end])
+    def probe(target: float) -> tuple[float, bool]:
+        """The rate of the best plan whose stages reach ``target``, and whether all of it does."""
+        way = reach(target, burden[spans.end])
         if way is None:
-            high = middle
-            continue
+            return 0.0, False
         slowest = min(float(rates[vector, span]) for span, vector in way.hops)
         carried = 1e3 / max(float(burden[0]) + way.cost, 1e-9)
-        value = max(value, min(slowest, carried, cap))
-        if carried >= candidates[middle] * (1 - EQUAL):
+        return min(slowest, carried, cap), carried >= target * (1 - EQUAL)
+
+    # A pass is cheap near the bound, where little slack is left, and dear far below it.
+    value = reached = 0.0
+    refuted = np.inf
+    for share in FIRST_TRIES:
+        target = min(bound, cap) * share
+        found, whole = probe(target)
+        value = max(value, found)
+        if whole:
+            reached = found
+            break
+        refuted = target
+    candidates = np.unique(rates[(rates > reached) & (rates < min(refuted, cap))])
+    low, high = -1, len(candidates)
+    while high - low > 1:
+        middle = (low + high) // 2
+        found, whole = probe(float(candidates[middle]))
+        value = max(value, found)
+        if whole:
             # It is the answer for all targets up to its own rate, not for the one asked alone.
-            served = np.searchsorted(candidates, min(slowest, carried) * (1 + EQUAL), "right")
-            low = max(middle, min(int(served) - 1, high - 1))
+            served = int(np.searchsorted(candidates, found * (1 + EQUAL), "right")) - 1
+            low = max(middle, min(served, high - 1))
         else:
             high = middle
     return _tidy(problem, ground, reach, value) if value else None
+
+
+def one_stage(problem: Problem, form: Form) -> Solution | None:
+    """The fastest devices, as many as help: exact, since nothing else is to be chosen."""
+    count = problem.num_segments
+    cap = min(client_rate(problem), broker_rate(problem, [0, count]))
+    costs = costs_of_all(problem, make_spans(count, (0, count)))
+    rates = {name: float(found.rate[0]) for name, found in costs.items() if found.rate[0] > 0}
+    most = form.max_devices if form.replicas else 1
+    chosen: list[str] = []
+    for name in sorted(rates, key=lambda name: -rates[name])[:most]:
+        if sum(rates[other] for other in chosen) < cap:
+            chosen.append(name)
+    if not chosen:
+        return None
+    stages = (StageChoice(0, count, tuple(chosen)),)
+    value = batches_per_s(problem, stages)
+    return Solution(stages, value, value)
 
 
 def _tidy(

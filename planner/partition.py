@@ -10,7 +10,15 @@ from contract.errors import PartitionError
 from planner.baselines import even, greedy
 from planner.bounded import bounded_fastest, bounded_quickest, rate_bound
 from planner.cost_model import batches_per_s, latency_ms
-from planner.exact import Form, fastest, is_exact_size, kinds_for_latency, kinds_for_rate, quickest
+from planner.exact import (
+    Form,
+    fastest,
+    is_exact_size,
+    kinds_for_latency,
+    kinds_for_rate,
+    one_stage,
+    quickest,
+)
 from planner.infeasible import explain
 from planner.problem import Problem, Solution, StageChoice
 from planner.rules import Objective, Rules
@@ -50,6 +58,8 @@ def solve(
     """The best solution of a form, exactly where that is affordable; None if nothing fits."""
     spans = make_spans(problem.num_segments, form.boundaries)
     if objective == "throughput":
+        if form.num_stages == 1:
+            return one_stage(problem, form)
         counts = [kind.count for kind in kinds_for_rate(problem, spans)]
         if is_exact_size(counts, spans.count, form):
             return fastest(problem, form)

@@ -6,13 +6,17 @@ stages that cover the segments before a node with exactly these devices. Pure.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from planner.spans import Bools, Floats, Ints, Spans
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -96,26 +100,51 @@ class StateSpace:
 
     def drop_dominated(self, rows: Floats) -> Floats:
         """Forget states that use more devices than another and cost no less; by layer and state."""
-        shape = [count + 1 for count in self.counts]
-        table = rows.reshape(len(rows), *shape)
-        least = table
-        for axis in range(1, table.ndim):
-            least = np.minimum.accumulate(least, axis=axis)
-        kept = table.copy()
-        for axis in range(1, table.ndim):
-            after = (slice(None),) * axis + (slice(1, None),)
-            before = (slice(None),) * axis + (slice(None, -1),)
-            kept[after] = np.where(least[before] <= table[after], np.inf, kept[after])
-        return kept.reshape(rows.shape)
+        least, dropped = rows.copy(), np.zeros(rows.shape, np.bool_)
+        for by_count in self._by_count(least):
+            for used in range(1, by_count.shape[1]):
+                np.minimum(by_count[:, used], by_count[:, used - 1], out=by_count[:, used])
+        views = zip(
+            self._by_count(least), self._by_count(rows), self._by_count(dropped), strict=True
+        )
+        for lower, own, out in views:
+            out[:, 1:] |= lower[:, :-1] <= own[:, 1:]
+        return np.where(dropped, np.inf, rows)
+
+    def _by_count(self, rows: npt.NDArray[T]) -> Iterator[npt.NDArray[T]]:
+        """For each kind a view of contiguous ``rows``, its number used in the middle."""
+        after = rows.shape[-1]
+        for count in self.counts:
+            after //= count + 1
+            yield rows.reshape(-1, count + 1, after)
+
+    def room(self, states: Ints, vectors: Ints) -> Bools:
+        """Whether these sets of devices can still be taken from these states; both broadcast.
+
+        Numbers of each kind, and of all devices, lie side by side in one integer, each with a bit
+        above it that is set when there are too many.
+        """
+        packed, packed_vectors, too_many = self._packed
+        return np.asarray((packed[states] + packed_vectors[vectors]) & too_many == 0)
 
     @cached_property
-    def room(self) -> Bools:
-        """By state and set of devices: whether the set can still be taken."""
-        table = np.ones((self.num_states, len(self.vectors)), np.bool_)
-        for kind, count in enumerate(self.counts):
-            table &= self.digits[:, kind][:, None] + self.vectors[:, kind] <= count
-        table &= self._totals[:, None] + self.sizes <= self.max_devices
-        return table
+    def _packed(self) -> tuple[Ints, Ints, int]:
+        """States, sets of devices, and the bits that say too many."""
+        states, vectors = np.zeros(self.num_states, np.int64), np.zeros(len(self.vectors), np.int64)
+        too_many = shift = 0
+        limits = [*self.counts, min(self.max_devices, sum(self.counts))]
+        columns = zip(
+            [*self.digits.T, self._totals], [*self.vectors.T, self.sizes], limits, strict=True
+        )
+        for of_states, of_vectors, limit in columns:
+            width = max(limit, int(of_states.max()), int(of_vectors.max())).bit_length()
+            states += (of_states + ((1 << width) - 1 - limit)) << shift
+            vectors += of_vectors << shift
+            too_many |= 1 << (shift + width) | 1 << (shift + width + 1)
+            shift += width + 2
+        if shift > 62:
+            raise ValueError(f"{len(self.counts)} kinds of devices do not fit one integer")
+        return states, vectors, too_many
 
 
 @dataclass(frozen=True)
@@ -160,7 +189,7 @@ def cheapest(
             for layer, states in enumerate(alive[first]):
                 if not len(states):
                     continue
-                which, taken = np.nonzero(space.room[states[:, None], vectors])
+                which, taken = np.nonzero(space.room(states[:, None], vectors))
                 before, vector = states[which], vectors[taken]
                 costs = best[first, layer, before] + cost[vector, span]
                 np.minimum.at(rows[layer], before + space.offsets[vector], costs)
@@ -192,7 +221,7 @@ def _walk_back(
         vectors, columns = np.nonzero(allowed[:, begin:end])
         chosen = begin + columns
         before = state - space.offsets[vectors]
-        possible = (before >= 0) & space.room[np.maximum(before, 0), vectors]
+        possible = (before >= 0) & space.room(np.maximum(before, 0), vectors)
         vectors, chosen, before = vectors[possible], chosen[possible], before[possible]
         for earlier in layers.before(layer):
             costs = best[spans.first[chosen], earlier, before] + cost[vectors, chosen]
