@@ -16,10 +16,10 @@ from contract.plan import Codec
 from contract.prediction import Strategy
 from planner.cost_model import batches_per_s, bottleneck
 from planner.edge_codecs import CODECS, best_codecs
+from planner.partition import Rules
 from planner.problem import Problem, Solution
 from planner.progress import Progress, silent
 from planner.purchases import Offer, offers
-from planner.rules import Rules
 from planner.under_load import JITTER, UnderLoad, WindowRate, under_load, window_rates
 from planner.verdict import figure, strategy_of
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from contract.errors import PartitionError
 from planner.cost_model import batches_per_s, latency_ms
+from planner.partition import Rules
 from planner.problem import (
     BrokerCosts,
     ClientCosts,
@@ -17,7 +18,6 @@ from planner.problem import (
     Solution,
     StageChoice,
 )
-from planner.rules import Rules
 
 Kind = Literal["pipeline", "replicas", "mixed", "broker", "client"]
 KINDS: tuple[Kind, ...] = ("pipeline", "replicas", "mixed", "broker", "client")

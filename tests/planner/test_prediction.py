@@ -8,10 +8,10 @@ from contract.errors import PartitionError
 from contract.plan import Codec
 from contract.prediction import Prediction
 from planner.cost_model import batches_per_s, latency_ms
+from planner.partition import Rules
 from planner.predict import predict, rate_ceiling, replicas
 from planner.problem import MB, DeviceCosts, Link, Problem, RelayCosts, Solution, StageChoice
 from planner.routing import default_window
-from planner.rules import Rules
 from planner.simulate import simulate
 from tests.planner.random_plans import KINDS, Kind, Stages, random_plan, try_everything
 

@@ -7,8 +7,8 @@ import pytest
 
 from contract.errors import PartitionError
 from contract.prediction import Prediction, Strategy, Verdict
+from planner.partition import Rules
 from planner.problem import MB, DeviceCosts, Link, Problem, RelayCosts, StageChoice
-from planner.rules import Rules
 from planner.verdict import STRATEGIES, Weighed, recommend, strategy_of, weigh
 from tests.planner.random_plans import KINDS, random_plan, try_everything
 

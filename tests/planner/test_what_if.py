@@ -11,6 +11,7 @@ from contract.errors import PartitionError
 from contract.plan import Codec
 from planner.cost_model import batches_per_s
 from planner.edge_codecs import CODECS, best_codecs, with_codecs
+from planner.partition import Rules
 from planner.problem import (
     MB,
     BrokerCosts,
@@ -23,7 +24,6 @@ from planner.problem import (
     StageChoice,
 )
 from planner.purchases import offers
-from planner.rules import Rules
 from planner.what_if import Purchase, WhatIf, advise, what_if
 from tests.planner.random_plans import random_plan, try_everything
 
