@@ -1,5 +1,6 @@
 """Which way to use the devices: the four strategies side by side, and why one is recommended."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -186,7 +187,10 @@ class _Reason:
             "pipeline": "the best pipeline",
         }
         compared = [f"{self._ratio(chosen, name)} {texts[name]}" for name in others]
-        return f", {' and '.join(compared)}" if compared else ""
+        if not compared:
+            return ""
+        *before, last = compared
+        return f", {', '.join(before)} and {last}" if before else f", {last}"
 
     def _ratio(self, chosen: Strategy, other: Strategy) -> str:
         its, their = self.found[chosen], self.found[other]
@@ -209,14 +213,12 @@ class _Reason:
         }
         free = {device.name: device.memory_bytes or 0 for device in self.problem.devices}
         nearest = min(needed, key=lambda name: (needed[name] - free[name], name))
+        need, limit = math.ceil(needed[nearest] / MB), free[nearest] // MB
         if free[nearest] == max(free.values()):
-            return (
-                f"the whole model needs {needed[nearest] / MB:.0f} MB and no device has more than "
-                f"{free[nearest] / MB:.0f} MB free"
-            )
+            return f"the whole model needs {need} MB and no device has more than {limit} MB free"
         return (
-            f"the whole model needs {needed[nearest] / MB:.0f} MB on {nearest}, which has "
-            f"{free[nearest] / MB:.0f} MB free and comes nearest to it"
+            f"the whole model needs {need} MB on {nearest}, which has {limit} MB free and comes "
+            "nearest to it"
         )
 
 

@@ -44,14 +44,14 @@ def line_of(
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_a_large_window_a_plan_reaches_the_rate_of_its_bottleneck(kind: Kind) -> None:
     limits = Counter[str]()
-    for seed in range(50):
+    for seed in range(40):
         problem, stages = random_plan(seed, kind)
         seen = simulate(problem, stages, window=8 * devices_of(stages), batches=200)
         expected = batches_per_s(problem, stages)
         assert seen.batches_per_s == pytest.approx(expected, rel=0.02), (kind, seed)
         limits[bottleneck(problem, stages).split()[1]] += 1
     if kind in ("broker", "client"):  # otherwise they prove nothing about broker and client
-        assert limits[{"broker": "broker's", "client": "client"}[kind]] >= 15
+        assert limits[{"broker": "broker's", "client": "client"}[kind]] >= 12
 
 
 def test_one_batch_at_a_time_takes_the_latency_of_the_idle_pipeline() -> None:
