@@ -6,7 +6,6 @@ from contract.errors import SettingsError
 from contract.profile import DeviceProfile, FleetProfile
 from planner.problem import BrokerCosts, DeviceCosts, Link, RelayCosts
 
-
 MAX_UNPACKED_FACTOR = 1.1
 """Without prepacking a byte of weights is to take a byte of memory, as the cost model has it. Where
 it takes more, which is so for convolutions (ResNet50: 2.2 bytes, and 1.6 when prepacked; x86-64,
