@@ -158,7 +158,7 @@ def peak_memory() -> int:
     Not from getrusage: that remembers the size of the process which this one was started from.
     """
     with suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self", "status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return int(psutil.Process().memory_info().rss)

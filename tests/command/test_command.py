@@ -416,7 +416,18 @@ def options() -> list[tuple[str, Any]]:
 
 def test_every_command_of_the_design_is_there() -> None:
     assert set(commands()) == {
-        *("demo", "plan", "show", "publish", "stage", "infer", "broker", "doctor", "deploy")
+        *(
+            "demo",
+            "plan",
+            "profile",
+            "show",
+            "publish",
+            "stage",
+            "infer",
+            "broker",
+            "doctor",
+            "deploy",
+        )
     }
 
 
@@ -424,6 +435,9 @@ TWO_MEANINGS = {
     ("plan", "--device"): "DEVICES",
     ("publish", "--device"): "DEVICES",
     ("infer", "--out"): "RESULTS",
+    ("profile", "--device"): "DEVICES",
+    ("profile", "--batch"): "PROFILE_BATCHES",
+    ("profile", "--out"): "PROFILE",
 }
 """Where one flag means another thing than in other commands, its variable has another name."""
 
