@@ -13,8 +13,9 @@ import time
 from dataclasses import dataclass, replace
 
 from contract.prediction import Strategy
-from planner.partition import Objective, Rules, partition
+from planner.partition import partition
 from planner.problem import MB, BrokerCosts, DeviceCosts, Link, Problem, RelayCosts
+from planner.rules import Objective, Rules
 
 SEGMENT_MS = (
     *(9.8, 5.1, 6.0, 6.4, 6.9, 7.3, 7.8, 3.9, 9.2, 10.1, 10.9, 11.6),

@@ -4,6 +4,7 @@ Pure functions of :mod:`planner.problem`. The model, in one place:
 
 - A device works on one batch at a time. Its processor receives, computes and sends; both directions
   of its link work beside it. The slowest of the three sets what the device can do.
+- A device has a few batches in hand at once, so a far one cannot be kept busy.
 - The replicas of a stage share its batches by their rates, so a stage's rate is their sum.
 - The broker is one shared link: every edge of every batch crosses its card in and out.
 - The client sends every input and receives every result.
@@ -42,7 +43,12 @@ def send_ms(size_bytes: float, relay: RelayCosts = REFERENCE_RELAY) -> float:
 
 @dataclass(frozen=True, slots=True)
 class StageCosts:
-    """One batch of a stage on a device, in ms, and the bytes of memory that it needs there."""
+    """One batch of a stage on a device, in ms, and the bytes of memory that it needs there.
+
+    ``turnaround_ms`` is how often the device can have a batch at best when so few may be on their
+    way to it or in its hands: its slot is free again when the message has come, the output has
+    gone, and the acknowledgements of both are back, which is four times the link's latency.
+    """
 
     compute_ms: float
     relay_ms: float
@@ -50,6 +56,7 @@ class StageCosts:
     up_ms: float
     memory_bytes: int
     prepack: bool
+    turnaround_ms: float
 
     @property
     def processor_ms(self) -> float:
@@ -58,8 +65,8 @@ class StageCosts:
 
     @property
     def busy_ms(self) -> float:
-        """Time between two batches at the device's best: of its processor or of its link."""
-        return max(self.processor_ms, self.down_ms, self.up_ms)
+        """Time between two batches at the device's best: whatever is slowest."""
+        return max(self.processor_ms, self.down_ms, self.up_ms, self.turnaround_ms)
 
 
 def memory_bytes(
@@ -98,14 +105,21 @@ def stage_costs(problem: Problem, device: DeviceCosts, first: int, end: int) -> 
             continue
         needed = memory_bytes(problem, device, first, end, prepack)
         if device.memory_bytes is None or needed <= device.memory_bytes:
+            compute_ms = sum(times[first:end]) + cut_ms(problem, device, first, end)
+            receiving_ms = receive_ms(problem.work_bytes(first), device.relay)
+            relay_ms = receiving_ms + send_ms(problem.work_bytes(end), device.relay)
+            down_ms = device.link.down_ms(problem.edge_bytes[first])
+            up_ms = device.link.up_ms(problem.edge_bytes[end])
+            there_and_back_ms = down_ms + (compute_ms + relay_ms) + up_ms
+            there_and_back_ms += 4 * device.link.latency_ms
             return StageCosts(
-                compute_ms=sum(times[first:end]) + cut_ms(problem, device, first, end),
-                relay_ms=receive_ms(problem.work_bytes(first), device.relay)
-                + send_ms(problem.work_bytes(end), device.relay),
-                down_ms=device.link.down_ms(problem.edge_bytes[first]),
-                up_ms=device.link.up_ms(problem.edge_bytes[end]),
+                compute_ms=compute_ms,
+                relay_ms=relay_ms,
+                down_ms=down_ms,
+                up_ms=up_ms,
                 memory_bytes=needed,
                 prepack=prepack,
+                turnaround_ms=there_and_back_ms / problem.window_batches,
             )
     return None
 
@@ -180,15 +194,15 @@ def latency_ms(problem: Problem, stages: Sequence[StageChoice]) -> float:
     total = send_ms(problem.work_bytes(0), problem.client.relay)
     sender: str | None = None
     for stage in stages:
-        times: dict[str, float] = {}
+        found: dict[str, StageCosts] = {}
         for name in stage.devices:
             costs = stage_costs(problem, problem.device(name), stage.first, stage.end)
             if costs is not None:
-                times[name] = costs.processor_ms
-        if not times:
+                found[name] = costs
+        if not found:
             return float("inf")
-        fastest = min(times, key=lambda name: times[name])
-        total += transfer_ms(problem, stage.first, sender, fastest) + times[fastest]
+        fastest = min(found, key=lambda name: found[name].busy_ms)  # as the client chooses
+        total += transfer_ms(problem, stage.first, sender, fastest) + found[fastest].processor_ms
         sender = fastest
     total += transfer_ms(problem, stages[-1].end, sender, None)
     return total + receive_ms(problem.work_bytes(problem.num_segments), problem.client.relay)

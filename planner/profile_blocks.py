@@ -23,10 +23,10 @@ from planner.split import StageGraph, take_stage
 from shards.writer import ByteRange
 
 BASE_BYTES = 120_000_000
-"""Kept free for the process itself when blocks are chosen: 80 to 110 MB, by processor."""
+"""Kept free for the process itself when blocks are chosen: 70 MB on x86-64, with a margin."""
 AGENT_BYTES = 5_000_000
-"""What an idle `shardline stage` has beyond the process that measures: 73.4 MB against 69.5 MB
-(x86-64, measured once)."""
+"""What an idle `shardline stage` has beyond the process that measures: 73.4 MB against 69.5
+(x86-64, 2026-11-21)."""
 MAX_NODES = MAX_KERNELS * 4 // 5
 """A block's nodes; the engine adds changes of layout, each a kernel."""
 LARGE_WEIGHTS_BYTES = 8_000_000

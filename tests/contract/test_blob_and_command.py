@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from contract.blob import (
     HEADER_BYTES,
@@ -15,9 +16,25 @@ from contract.blob import (
     encode_chunk,
     parse_blob,
 )
-from contract.command import Examine, Fetch, FetchProgress, parse_command
+from contract.command import (
+    MAX_COMMAND_BYTES,
+    MAX_KERNELS,
+    MAX_WEIGHTS,
+    Examine,
+    Fetch,
+    FetchProgress,
+    GeneratedWeight,
+    LinkProbe,
+    Measure,
+    Measured,
+    Measuring,
+    ProbeLink,
+    Timings,
+    parse_command,
+)
 from contract.errors import WireFormatError
 from contract.plan import ShardFile
+from contract.tensor_spec import TensorSpec
 
 SHA = "ab" * 32
 
@@ -86,6 +103,68 @@ def test_a_request_with_anything_wrong_is_refused(change: dict[str, object]) -> 
         parse_blob(json.dumps({**good, **change}).encode())
 
 
+TIMINGS = Timings(
+    whole_ms=1.5,
+    kernels=(("relu_1_nchwc", 0.5), ("linear", 1.0)),
+    unpacked_whole_ms=None,
+    base_bytes=70,
+    load_peak_bytes=90,
+    peak_bytes=100,
+    unpacked_peak_bytes=None,
+    sustained_share=0.9,
+)
+
+
+def measure(**change: object) -> Measure:
+    good: dict[str, object] = {
+        "request_id": "0" * 16,
+        "graph": ShardFile(sha256=SHA, size_bytes=12),
+        "weights_size_bytes": 100,
+        "weights": (GeneratedWeight(offset=0, length=100, dtype="float32", scale=0.1),),
+        "inputs": (TensorSpec(name="x", dtype="uint8", shape=("batch", 3)),),
+        "batch_size": 1,
+        "budget_s": 1.0,
+        "sustained_s": 0.0,
+    }
+    return Measure.model_validate({**good, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights_size_bytes": 99},
+        {"batch_size": 0},
+        {"batch_size": 5000},
+        {"budget_s": 0},
+        {"budget_s": float("nan")},
+        {"sustained_s": -1.0},
+        {"sustained_s": 1e9},
+        {"inputs": ()},
+        {"weights": (GeneratedWeight(offset=0, length=1, dtype="float32", scale=1.0),) * 2001},
+    ],
+)
+def test_a_measurement_out_of_bounds_cannot_be_asked_for(change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        measure(**change)
+
+
+def test_the_largest_measurement_fits_into_a_command() -> None:
+    weight = GeneratedWeight(
+        offset=9_999_999_999, length=999_999_999, dtype="float32", scale=0.123456
+    )
+    largest = measure(weights=(weight,) * MAX_WEIGHTS, weights_size_bytes=20_000_000_000)
+    assert len(largest.model_dump_json()) < MAX_COMMAND_BYTES
+    kernels = (("a_name_of_a_tensor_as_long_as_such_names_are_at_most", 12345.6789),) * MAX_KERNELS
+    timings = TIMINGS.model_copy(update={"kernels": kernels})
+    assert len(Measured(request_id="0" * 16, timings=timings).model_dump_json()) < MAX_COMMAND_BYTES
+
+
+def test_an_answer_without_times_and_without_error_is_none() -> None:
+    for fields in ({}, {"timings": TIMINGS, "error": "both"}):
+        with pytest.raises(ValidationError):
+            Measured(request_id="0" * 16, **fields)  # type: ignore[arg-type]
+
+
 def test_commands_and_their_answers_come_back_as_they_were() -> None:
     file = ShardFile(sha256=SHA, size_bytes=12)
     for message in (
@@ -93,6 +172,13 @@ def test_commands_and_their_answers_come_back_as_they_were() -> None:
         FetchProgress(request_id="0" * 16, done_bytes=1, total_bytes=12),
         FetchProgress(request_id="0" * 16, done_bytes=0, total_bytes=12, error="disk full"),
         Examine(request_id="f" * 16),
+        measure(),
+        Measuring(request_id="0" * 16, step="weights prepacked"),
+        Measured(request_id="0" * 16, error="no room", busy=True, throttled=5),
+        Measured(request_id="0" * 16, timings=TIMINGS),
+        ProbeLink(request_id="0" * 16, only_through=True),
+        LinkProbe(request_id="0" * 16, up_bytes_per_s=1e6, latency_ms=0.25),
+        LinkProbe(request_id="0" * 16, error="the broker is away"),
     ):
         assert parse_command(message.model_dump_json().encode()) == message
 
@@ -107,7 +193,7 @@ def test_commands_and_their_answers_come_back_as_they_were() -> None:
         b'{"kind":"examine","format_version":1,"request_id":"../x"}',
         b'{"kind":"fetch","format_version":1,"request_id":"0000000000000000",'
         b'"plan_id":"0000000000000000","stage_index":0,"files":[]}',
-        b" " * 70_000,
+        b" " * (MAX_COMMAND_BYTES + 1),
     ],
 )
 def test_what_is_no_command_is_refused(payload: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import pytest
 from broker.connection import Connector
 from broker.transport import BrokerAddress
 from contract import topics
+from contract.profile import load_profile
 from contract.topics import Topic, parse_topic
 from deploy.acl import rights_of
 from deploy.credentials import hash_line
 from deploy.fleet_file import load_fleet
 from deploy.rendering import render_fleet
+from planner.measure_device import ProfileRequest
 from shardline.__main__ import main
 from tests.conftest import StartStage, eventually
 from tests.deploy.fleets import ADMIN, NOT_AUTHORISED, Peer, running_broker, write_fleet
@@ -283,3 +286,42 @@ def test_the_rights_suffice_to_hand_out_shards_publish_a_plan_and_feed_it(
         "metrics of every device reach the observer",
     )
     observer.wait_for(topics.pipeline_metrics_topic(CLUSTER, "client-a"))
+
+
+def test_the_rights_suffice_to_profile_the_devices(
+    rendered: Path,
+    ground: Ground,
+    start_stage: StartStage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A device's probe of its link goes by topics that it may write and read already."""
+    address = BrokerAddress("127.0.0.1", ground.port, "pi-1", ground.passwords["pi-1"])
+    start_stage("pi-1", tmp_path / "none", cache_dir=tmp_path / "pi-1", connect=Connector(address))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "planner.measure_device.ProfileRequest", partial(ProfileRequest, budget_s=0.05, probe_s=0.3)
+    )
+    password = rendered / "planner" / "secrets" / "password"
+    file = tmp_path / "built" / "profile.json"
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            *("shardline", "profile", "tests.planner.small_models:Plain", "--input", "32x32"),
+            *("--weights", "random", "--device", "pi-1", "--out", str(file)),
+            *("--broker", f"127.0.0.1:{ground.port}", "--cluster", CLUSTER),
+            *("--username", PLANNER, "--password-file", str(password)),
+        ],
+    )
+    with pytest.raises(SystemExit) as left:
+        main()
+    told = capsys.readouterr()
+    assert int(left.value.code or 0) == 0, told
+    assert "pi-1" in told.out
+    assert f"written to {file}" in told.out
+    [device] = load_profile(file).devices
+    assert device.link_up_bytes_per_s is not None
+    assert device.link_down_bytes_per_s is not None
+    assert list((tmp_path / "cache" / "shardline" / "profiles").glob("*.json"))
