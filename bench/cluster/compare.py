@@ -1,6 +1,5 @@
 """Plans on the emulated cluster beside what they predict and beside as many whole-model workers."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -180,10 +179,10 @@ def _device_row(plan: Plan, figures: Sequence[DeviceFigures], alone_ms: float) -
         stage_index=figures[0].stage_index,
         predicted_compute_ms=predicted.compute_ms if predicted else None,
         alone_ms=alone_ms,
-        compute_ms=middle(f.compute_ms for f in used) if used else math.nan,
+        compute_ms=middle(f.compute_ms for f in used) if used else 0.0,
         cpu_ms=middle(f.main_ms + f.others_ms for f in figures),
-        relay_share=middle(f.others_ms / (f.main_ms + f.others_ms) for f in figures),
-        wait_ms=middle(f.wait_ms for f in used) if used else math.nan,
+        relay_share=middle(f.others_ms / (f.main_ms + f.others_ms) for f in used) if used else 0.0,
+        wait_ms=middle(f.wait_ms for f in used) if used else 0.0,
         busy=middle(f.busy for f in figures),
         predicted_memory_bytes=predicted.memory_bytes if predicted else None,
         peak_rss_bytes=max(f.peak_rss_bytes for f in figures),

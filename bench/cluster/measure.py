@@ -25,7 +25,7 @@ class DeviceFigures:
     time on that device: in its engine, from received to started, from finished to handed over.
     ``main_ms`` and ``others_ms`` are processor time for each batch, at full speed: of the thread
     that computes, and of those that carry messages. ``busy`` is the share of its quota that it
-    used. Memory in bytes.
+    used. Memory in bytes. All times are 0 where it ran no batch.
     """
 
     device: str
@@ -85,7 +85,7 @@ def device_figures(
     """Sum up one device from the traces of the batches that it ran and its usage around them."""
     hops = [result.hops[stage_index] for result in results]
     before, after = used
-    count = max(1, len(hops))
+    count = len(hops) or math.inf
     return DeviceFigures(
         device=device,
         stage_index=stage_index,
@@ -103,4 +103,4 @@ def device_figures(
 
 
 def _median(values: Sequence[float]) -> float:
-    return statistics.median(values) if values else math.nan
+    return statistics.median(values) if values else 0.0

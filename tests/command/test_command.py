@@ -429,9 +429,6 @@ TWO_MEANINGS = {
     ("profile", "--batch"): "PROFILE_BATCHES",
     ("profile", "--out"): "PROFILE",
     ("infer", "--out"): "RESULTS",
-    ("profile", "--device"): "DEVICES",
-    ("profile", "--batch"): "PROFILE_BATCHES",
-    ("profile", "--out"): "PROFILE",
 }
 """Where one flag means another thing than in other commands, its variable has another name."""
 
