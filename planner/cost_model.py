@@ -11,6 +11,7 @@ Pure functions of :mod:`planner.problem`. The model, in one place:
 - The slowest of all these is the bottleneck, and its rate is the plan's.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,7 @@ def stage_costs(problem: Problem, device: DeviceCosts, first: int, end: int) -> 
                 up_ms=up_ms,
                 memory_bytes=needed,
                 prepack=prepack,
-                turnaround_ms=there_and_back_ms / problem.window_batches,
+                turnaround_ms=there_and_back_ms / (problem.window_batches or math.inf),
             )
     return None
 

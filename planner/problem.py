@@ -94,10 +94,10 @@ class Problem:
 
     ``edge_bytes`` has one entry more than there are segments. ``activation_bytes`` is, for each
     segment, the most that its tensors take at once. ``window_batches`` is how many inputs and
-    outputs a stage holds. ``edge_work_bytes``: as how many bytes an edge counts for the processors
-    at its two ends; more than travel where a codec has to be applied, and None where none is.
-    ``edge_cut_bytes``: what the engines at its two ends have to write and read if a cut is there,
-    whatever the codec; None where that is what travels.
+    outputs a stage has in hand at most, 0 for no bound. ``edge_work_bytes``: as how many bytes an
+    edge counts for the processors at its two ends; more than travel where a codec has to be
+    applied, and None where none is. ``edge_cut_bytes``: what the engines at its two ends have to
+    write and read if a cut is there, whatever the codec; None where that is what travels.
     """
 
     devices: tuple[DeviceCosts, ...]

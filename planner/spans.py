@@ -87,9 +87,10 @@ def span_costs(problem: Problem, device: DeviceCosts, spans: Spans) -> SpanCosts
     compute = _compute_ms(problem, device, starts, ends)
     processor = compute + relay
     wires_down, wires_up = down[starts], up[ends]
-    turnaround = (wires_down + processor + wires_up) + 4 * device.link.latency_ms
-    turnaround /= problem.window_batches
-    busy = np.maximum(np.maximum(processor, turnaround), np.maximum(wires_down, wires_up))
+    busy = np.maximum(processor, np.maximum(wires_down, wires_up))
+    if problem.window_batches:
+        turnaround = (wires_down + processor + wires_up) + 4 * device.link.latency_ms
+        busy = np.maximum(busy, turnaround / problem.window_batches)
     alone = processor + wires_down + wires_up + 2 * device.link.latency_ms
     return SpanCosts(np.where(np.isfinite(compute), busy, np.inf), alone)
 

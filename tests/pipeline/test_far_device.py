@@ -92,7 +92,7 @@ def pipeline(tmp_path: Path, cluster: str, start_stage: StartStage) -> Iterator[
         yield pipeline
 
 
-def test_a_far_device_does_what_the_simulation_says_and_the_cost_model_does_not(
+def test_a_far_device_does_what_the_simulation_and_the_cost_model_say(
     pipeline: Pipeline,
 ) -> None:
     images = np.zeros((1, 1, 2, 3), np.uint8)
@@ -117,4 +117,4 @@ def test_a_far_device_does_what_the_simulation_says_and_the_cost_model_does_not(
     simulated = simulate(problem, stages, WINDOW).batches_per_s
     assert simulated == pytest.approx(3 / (4 * LATENCY_S), rel=0.03)
     assert 0.6 * simulated < real < 1.15 * simulated  # other processes may slow it down
-    assert batches_per_s(problem, stages) > 20 * real
+    assert batches_per_s(problem, stages) == pytest.approx(simulated, rel=0.03)
