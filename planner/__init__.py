@@ -10,6 +10,7 @@
 
 `planner.whole` is the unsplit model in one session, `planner.compare` the comparison of two
 answers, `planner.partition` and `planner.cost_model` the pure decisions: `partition` asks
-`planner.exact` where it can, `planner.bounded` where it must, and `planner.infeasible` why not. Importing this package
-loads nothing: torch is needed by the importers alone, onnx by what touches a graph.
+`planner.exact` where it can, `planner.bounded` where it must, and `planner.infeasible` why not.
+Importing this package loads nothing: torch is needed by the importers alone, onnx by what touches a
+graph.
 """

@@ -9,7 +9,7 @@ import pytest
 
 from contract.errors import PartitionError
 from contract.prediction import Strategy
-from planner.bounded import bounded_fastest, bounded_quickest
+from planner.bounded import bounded_fastest, bounded_quickest, grouped, rate_bound
 from planner.cost_model import (
     batches_per_s,
     broker_rate,
@@ -233,6 +233,21 @@ def test_the_way_for_large_problems_keeps_its_promise_where_the_truth_is_known(s
     assert bounded is not None
     assert bounded.bound <= quick.value * (1 + 1e-9)
     assert bounded.value >= quick.value * (1 - 1e-9)
+
+
+def test_grouped_devices_and_divisible_ones_give_bounds() -> None:
+    for seed in range(3):
+        given = fleet(10, [1] * 8, seed)
+        form, spans = form_of(given, Rules()), make_spans(10)
+        exact = fastest(given, form)
+        assert exact is not None
+        outer = grouped(given, form, spans, best_of, most_steps=3e4)
+        inner = grouped(given, form, spans, worst_of, most_steps=3e4)
+        assert outer is not None
+        assert inner is not None
+        assert inner.value < exact.value < outer.bound < 1.4 * exact.value
+        assert inner.value <= batches_per_s(given, inner.stages) <= exact.value
+        assert exact.value <= rate_bound(given, form) < 1.2 * exact.value
 
 
 @pytest.mark.parametrize(
