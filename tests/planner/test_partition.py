@@ -339,3 +339,12 @@ def test_rules_that_cannot_hold_are_refused(rules: Rules, reason: str) -> None:
     given = problem([device(f"pi-{i}", (1.0,) * 3) for i in range(2)], (1,) * 4)
     with pytest.raises(PartitionError, match=reason):
         partition(given, rules)
+
+
+@pytest.mark.parametrize("strategy", ["mixed", "replicas"])
+def test_in_large_problems_too_devices_that_add_nothing_are_left_out(strategy: Strategy) -> None:
+    given = replace(fleet(16, [1] * 16, 3), client=ClientCosts(RelayCosts(800.0, 0.0)))
+    found = partition(given, Rules(strategy=strategy, seconds=0.5))
+    assert found.value == pytest.approx(client_rate(given))
+    assert found.is_optimal
+    assert sum(len(stage.devices) for stage in found.stages) == 1
