@@ -62,7 +62,7 @@ def bounded_fastest(problem: Problem, form: Form, seconds: float) -> Solution | 
     bound = rate_bound(problem, form)
     starts: list[Stages] = []
     for stand_in in (best_of, worst_of):
-        found = _grouped(problem, form, spans, stand_in, STEPS_A_SECOND[stand_in] * seconds)
+        found = grouped(problem, form, spans, stand_in, STEPS_A_SECOND[stand_in] * seconds)
         if found is None:
             continue
         if stand_in is best_of:
@@ -133,7 +133,7 @@ def _ask_between(
     return best, bound
 
 
-def _grouped(
+def grouped(
     problem: Problem,
     form: Form,
     spans: Spans,

@@ -67,6 +67,7 @@ def _random_device(generator: random.Random, segments: int, name: str) -> Device
         generator.choice([0.0, 1.0, 2.0, generator.uniform(0.1, 9)]) * slower
         for _ in range(segments)
     )
+    without_packing = generator.choice([0.8, 1.3, 1.3])
     speeds = [math.inf, 1e6, 1e5]
     return DeviceCosts(
         name,
@@ -76,7 +77,7 @@ def _random_device(generator: random.Random, segments: int, name: str) -> Device
         memory_bytes=generator.choice([None, None, generator.randint(100, 600)]),
         base_bytes=50,
         packing_factor=generator.choice([1.0, 1.5, 2.0]),
-        unpacked_ms=generator.choice([None, tuple(1.3 * ms for ms in times)]),
+        unpacked_ms=generator.choice([None, tuple(without_packing * ms for ms in times)]),
     )
 
 

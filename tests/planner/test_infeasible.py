@@ -117,3 +117,13 @@ def test_unpacked_weights_are_counted_where_a_device_can_do_without_packing() ->
     devices = (replace(asked.devices[0], packing_factor=2.0, unpacked_ms=(2.0, 2.0)),)
     said = refusal(replace(asked, devices=devices), Rules(strategy="single"))
     assert "need 200 MB on pi-4, 150 MB free" in said
+
+
+def test_all_who_lack_memory_are_named_and_giving_it_to_them_is_enough() -> None:
+    asked = given([100, 100, 100], pi_4=80, pi_5=90, pi_6=150)
+    said = refusal(asked, Rules(strategy="pipeline", num_stages=3))
+    assert "give pi-4 20 MB and pi-5 10 MB more" in said or (
+        "give pi-5 10 MB and pi-4 20 MB more" in said
+    )
+    helped = with_memory(with_memory(asked, "pi-4", 20), "pi-5", 10)
+    assert partition(helped, Rules(strategy="pipeline", num_stages=3)).value > 0

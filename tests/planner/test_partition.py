@@ -9,7 +9,7 @@ import pytest
 
 from contract.errors import PartitionError
 from contract.prediction import Strategy
-from planner.bounded import bounded_fastest, bounded_quickest
+from planner.bounded import bounded_fastest, bounded_quickest, grouped, rate_bound
 from planner.cost_model import (
     batches_per_s,
     broker_rate,
@@ -236,6 +236,21 @@ def test_the_way_for_large_problems_keeps_its_promise_where_the_truth_is_known(s
     assert bounded.value >= quick.value * (1 - 1e-9)
 
 
+def test_grouped_devices_and_divisible_ones_give_bounds() -> None:
+    for seed in range(3):
+        given = fleet(10, [1] * 8, seed)
+        form, spans = form_of(given, Rules()), make_spans(10)
+        exact = fastest(given, form)
+        assert exact is not None
+        outer = grouped(given, form, spans, best_of, most_steps=3e4)
+        inner = grouped(given, form, spans, worst_of, most_steps=3e4)
+        assert outer is not None
+        assert inner is not None
+        assert inner.value < exact.value < outer.bound < 1.4 * exact.value
+        assert inner.value <= batches_per_s(given, inner.stages) <= exact.value
+        assert exact.value <= rate_bound(given, form) < 1.2 * exact.value
+
+
 @pytest.mark.parametrize(
     ("kinds", "broker"), [([1] * 16, math.inf), ([1] * 16, 1.2e7), ([12, 9, 7, 5, 3], math.inf)]
 )
@@ -325,3 +340,12 @@ def test_rules_that_cannot_hold_are_refused(rules: Rules, reason: str) -> None:
     given = problem([device(f"pi-{i}", (1.0,) * 3) for i in range(2)], (1,) * 4)
     with pytest.raises(PartitionError, match=reason):
         partition(given, rules)
+
+
+@pytest.mark.parametrize("strategy", ["mixed", "replicas"])
+def test_in_large_problems_too_devices_that_add_nothing_are_left_out(strategy: Strategy) -> None:
+    given = replace(fleet(16, [1] * 16, 3), client=ClientCosts(RelayCosts(800.0, 0.0)))
+    found = partition(given, Rules(strategy=strategy, seconds=0.5))
+    assert found.value == pytest.approx(client_rate(given))
+    assert found.is_optimal
+    assert sum(len(stage.devices) for stage in found.stages) == 1
