@@ -1,5 +1,6 @@
 """The emulated cluster's own arithmetic, and, as root, that its cables and quotas hold."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from bench.cluster.cgroups import ProcessorShare, Throttling, controller, period_and_quota_us
 from bench.cluster.compare import row, slowest_stage
 from bench.cluster.devices import EmulatedDevice, Usage, check_shares
-from bench.cluster.measure import Arrival, RunFigures, device_figures, rate
+from bench.cluster.measure import Arrival, DeviceFigures, RunFigures, device_figures, rate
 from bench.cluster.network import burst_bytes, inside, maker_of, network, remove_left_behind
 from bench.cluster.rig import Cluster
 from bench.cluster.tcp import stream_mbit
@@ -23,6 +24,7 @@ from bench.identity_plan import make_identity_plan
 from client.batch import Batch, BatchResult
 from contract.activation import BatchId, Hop
 from contract.plan import Plan, Replica, place
+from contract.prediction import DevicePrediction, EdgePrediction, Prediction
 
 HERE = Path(__file__).parent.parent.parent
 
@@ -135,6 +137,43 @@ def test_each_ratio_is_taken_within_its_round(tmp_path: Path) -> None:
     assert found.bound == 1.0
     assert found.lost == 1
     assert found.error is None
+
+
+def test_a_prediction_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    predicted = DevicePrediction(
+        device="a",
+        stage_index=0,
+        share=1.0,
+        compute_ms=90.0,
+        relay_ms=1.0,
+        transfer_ms=1.0,
+        utilisation=1.0,
+        memory_bytes=50,
+    )
+    edge = EdgePrediction(edge=0, codec="float32", bytes_per_batch=1, transfer_ms=0, broker_ms=0)
+    prediction = Prediction(
+        images_per_s=9.0,
+        latency_ms=1.0,
+        loaded_latency_ms=2.0,
+        window=2,
+        bottleneck="a",
+        bound_images_per_s=9.0,
+        broker_bytes_per_image=1.0,
+        devices=(predicted,),
+        edges=(edge, edge.model_copy(update={"edge": 1})),
+        based_on="a test",
+    )
+    plan = replicated(tmp_path, "a").model_copy(update={"prediction": prediction})
+    device = DeviceFigures("a", 0, 10, 99.0, 0.0, 0.0, 2.0, 1.0, 5.0, 0.9, 60, 70)
+    run = dataclasses.replace(run_figures(10.0), devices=(device,))
+    found = row(plan, tmp_path, [run], [WorkerRates((10.0,))], [WorkerRates((11.0,))])
+    assert found.error == pytest.approx(-0.1)
+    assert found.predicted_latency_ms == 2.0
+    (shown,) = found.devices
+    assert (shown.predicted_compute_ms, shown.alone_ms) == (90.0, 100.0)
+    assert (shown.predicted_memory_bytes, shown.peak_rss_bytes) == (50, 70)
+    assert shown.cpu_ms == 3.0
+    assert shown.relay_share == pytest.approx(1 / 3)
 
 
 def test_the_replicas_of_a_stage_add_up(tmp_path: Path) -> None:
