@@ -70,7 +70,7 @@ def choose(
     measure = partial(
         decide,
         segment_ms=profile.segment_ms,
-        time_stages=None if request.profile else _timer(graph, profile),
+        time_stages=_timer(graph, profile) if request.refine else None,
         solve=_solve,
         progress=progress,
     )

@@ -39,9 +39,10 @@ class PlanRequest:
     the devices, given this machine's times. Without a site, as many devices like this machine as
     there are stages are assumed; such a plan is placed later.
 
-    With a ``profile`` of this machine, it alone decides and predicts; without, everything is
-    measured here. ``devices`` are the replicas of every stage in order, whatever was assumed.
-    ``codec`` «auto» lets the planner choose for each link. The plan goes to ``out_dir / name``.
+    ``profile`` are this machine's times, measured if they are None. ``refine`` runs the chosen
+    stages here as well, and decides again by what they take. ``devices`` are the replicas of every
+    stage in order, whatever was assumed. ``codec`` «auto» lets the planner choose for each link.
+    The plan goes to ``out_dir / name``.
     """
 
     name: str
@@ -56,6 +57,7 @@ class PlanRequest:
     plan_seconds: float = PLAN_SECONDS
     site: Callable[[Profile], Site] | None = None
     profile: Profile | None = None
+    refine: bool = True
     devices: tuple[tuple[Replica, ...], ...] | None = None
     codec: Codec | Literal["auto"] = "auto"
     max_accuracy_drop: float = MAX_ACCURACY_DROP

@@ -32,7 +32,8 @@ class Cached:
     expected: dict[str, Array]
 
     def plan(self, folder: Path, **request: object) -> Plan:
-        settings = {"name": "m", "out_dir": folder, "profile": flops_profile(self.graph)}
+        made_up = flops_profile(self.graph)
+        settings = {"name": "m", "out_dir": folder, "profile": made_up, "refine": False}
         progress = request.pop("progress", silent)
         merged = PlanRequest(**{**settings, **request})  # type: ignore[arg-type]
         return build_plan(self.imported, self.graph, merged, progress)  # type: ignore[arg-type]

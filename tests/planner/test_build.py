@@ -194,7 +194,11 @@ def test_shards_that_compute_something_else_are_not_kept(small: Small, tmp_path:
 def test_without_a_profile_everything_is_measured(small: Small, tmp_path: Path) -> None:
     steps: list[str] = []
     plan = small("Plain").plan(
-        tmp_path, num_stages=2, profile=None, progress=lambda step, _: steps.append(step)
+        tmp_path,
+        num_stages=2,
+        profile=None,
+        refine=True,
+        progress=lambda step, _: steps.append(step),
     )
     assert all(stage.predicted_ms_per_batch for stage in plan.stages)
     assert list(dict.fromkeys(steps)) == [
