@@ -42,7 +42,7 @@ def read_outcome(returncode: int, output: bytes, errors: bytes) -> Outcome:
     except ValidationError:
         last = errors.decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing on stderr"]
         if returncode == -9:
-            why = "was killed, most likely for want of memory; measure fewer segments at once"
+            why = "was killed, most likely for want of memory; give it more, or use a smaller batch"
         elif returncode < 0:
             why = f"crashed with signal {-returncode}"
         else:

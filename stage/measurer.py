@@ -188,7 +188,7 @@ class Measurer:
                 if self._unwanted.is_set():
                     raise _UnwantedError(f"{asker} is gone, or the agent of {self._device} ends")
                 if time.monotonic() > deadline:
-                    raise EngineError(f"no end after {LIMIT_S:.0f} s; measure fewer segments")
+                    raise EngineError(f"no end after {LIMIT_S:.0f} s; use a smaller batch")
         finally:
             if process.poll() is None:
                 process.kill()

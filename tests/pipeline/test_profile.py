@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import planner.measure_device
@@ -23,7 +24,7 @@ from contract.command import (
 )
 from contract.errors import DeliveryError, EngineError
 from contract.profile import FleetProfile
-from contract.status import EventKind
+from contract.status import DeviceState, DeviceStatus, EventKind
 from planner.canonical import canonicalise
 from planner.fleet_costs import broker_from_profile, devices_from_profile
 from planner.graph import SegmentedGraph, segment_graph
@@ -272,8 +273,6 @@ def test_strange_answers_and_a_device_that_stays_silent_end_in_a_clear_error(
     ground: Ground, graph: SegmentedGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that answers garbage, too much, and to questions of others."""
-    from contract.status import DeviceState, DeviceStatus
-
     monkeypatch.setattr(planner.profile_fleet, "EXAMINE_PATIENCE_S", 1.0)
     planner_name = f"planner-{ground.cluster}"
     answers: list[bytes] = []
@@ -333,3 +332,53 @@ def test_a_link_that_cannot_be_probed_leaves_its_figures_out(
     assert profile.broker_bytes_per_s is None
     assert devices_from_profile(profile, 1)[0].link.up_ms(1e9) == 0
     assert device.relay_message_ms == 0.102
+
+
+def test_a_measurement_that_is_killed_is_told_with_its_likely_cause(
+    ground: Ground, graph: SegmentedGraph
+) -> None:
+    """What the kernel does where memory runs out, done by the test."""
+    ground.start("pi-0")
+    failures: list[Exception] = []
+
+    def profile() -> None:
+        try:
+            ground.profile(graph, sustained_s=60.0)
+        except EngineError as error:
+            failures.append(error)
+
+    def kill_the_process() -> bool:
+        for child in psutil.Process().children():
+            if "stage.measure" in child.cmdline():
+                child.kill()
+                return True
+        return False
+
+    thread = threading.Thread(target=profile)
+    thread.start()
+    eventually(kill_the_process, "a process measures", 60)
+    thread.join(timeout=30)
+    [failure] = failures
+    assert "device pi-0 did not measure segments 0 to 7" in str(failure)
+    assert "was killed, most likely for want of memory" in str(failure)
+    assert list((ground.folder / "pi-0").glob("measuring-*")) == []
+
+
+def test_a_device_that_starts_again_before_it_answers_is_named(
+    ground: Ground, graph: SegmentedGraph
+) -> None:
+    topic = topics.status_topic(ground.cluster, "pi-0")
+
+    def announce(boot: int) -> None:
+        status = DeviceStatus(device="pi-0", state=DeviceState.ONLINE, boot=boot)
+        connection.publish(topic, status.model_dump_json().encode(), retain=True)
+
+    connection = ground.connect(
+        ConnectionSettings(name=f"fake-{ground.cluster}"),
+        BrokerCallbacks(on_delivery=lambda delivery: (announce(2), delivery.ack())),  # type: ignore[arg-type, func-returns-value]
+    )
+    connection.subscribe(topics.command_filter(ground.cluster, "pi-0"))
+    announce(1)
+    with pytest.raises(DeliveryError, match="device pi-0 was started again before it answered"):
+        ground.profile(graph)
+    connection.close(forget_session=True)
