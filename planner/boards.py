@@ -12,7 +12,7 @@ from contract.described import DescribedDevice, DescribedFleet
 from contract.errors import SettingsError
 from contract.kind import Kind
 from planner.board_estimates import ModelFacts, estimate, speed_words
-from planner.cost_model import REFERENCE_RELAY
+from planner.cost_model import REFERENCE_BROKER_RELAY, REFERENCE_RELAY
 from planner.graph import SegmentedGraph
 from planner.problem import BrokerCosts, DeviceCosts, Link, RelayCosts
 from planner.profiler import Profile
@@ -134,14 +134,16 @@ def described_costs(
 
 
 def broker_costs(fleet: DescribedFleet) -> BrokerCosts:
-    """The broker's card: as the file says, or as the kind of its machine has it.
-
-    What Mosquitto takes of the processor is not known for any board and counts as nothing.
-    """
+    """The broker's card, as the file says or as its kind has it, and its processor."""
+    board = BOARDS.get(fleet.broker_kind) if fleet.broker_kind is not None else None
+    slower = 1 / board.core_speed if board is not None else 1.0
+    relay = RelayCosts(
+        slower * REFERENCE_BROKER_RELAY.message_ms, slower * REFERENCE_BROKER_RELAY.byte_ms
+    )
     if fleet.broker_bytes_per_s is not None:
-        return BrokerCosts(fleet.broker_bytes_per_s)
+        return BrokerCosts(fleet.broker_bytes_per_s, relay)
     link = _usual_link(fleet.broker_kind)
-    return BrokerCosts(min(link.up_bytes_per_s, link.down_bytes_per_s))
+    return BrokerCosts(min(link.up_bytes_per_s, link.down_bytes_per_s), relay)
 
 
 def described_basis(fleet: DescribedFleet, model: ModelFacts) -> str:

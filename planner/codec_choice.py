@@ -12,6 +12,7 @@ from contract.codec import Codec
 from contract.errors import WireFormatError
 from contract.plan import StageSpec
 from planner.codec_check import Assignment, CodecCheck
+from planner.cost_model import RELAY_MS_PER_BYTE
 
 BY_LOSS: tuple[Codec, ...] = ("float32", "float16", "int8-per-channel", "int8")
 """From the least lossy to the most."""
@@ -24,25 +25,23 @@ SIZE: dict[Codec, float] = {
     "int8-per-channel": 0.25,
     "int8": 0.25,
 }
-WORK: dict[Codec, float] = {
+CODEC_MS_PER_MB: dict[Codec, float] = {
     "float32": 0.0,
-    "float16": 0.35,
-    "int8-per-channel": 0.30,
-    "int8": 0.25,
+    "float16": 0.50,
+    "int8-per-channel": 0.43,
+    "int8": 0.36,
 }
-"""Processor time of compress and expand together, as a share of what a relay spends on the bytes of
-the float32 message (cost_model.RELAY_MS_PER_BYTE, 1.437 ms for a MB). From ``bench/codecs.py``: for
-300 KB to 3.2 MB they take 2.3 to 2.5 (float16), 1.6 to 2.4 (int8-per-channel; 2.8 to 3.2 where a
-channel has 49 values) and 1.4 to 1.8 (int8) times as long as encode and decode of the float32
-message, which take 0.21 of those 1.437 ms (docs/adr/0012). Two thirds of it are the sender's."""
-WORK_BYTES_PER_MESSAGE: dict[Codec, int] = {
-    "float32": 0,
-    "float16": 20_000,
-    "int8-per-channel": 40_000,
-    "int8": 20_000,
+"""Processor time of compress and expand together for a MB of float32, on one core of an x86-64
+machine. From ``bench/codecs.py``: for 300 KB to 3.2 MB they take 2.3 to 2.5 (float16), 1.6 to 2.4
+(int8-per-channel; 2.8 to 3.2 where a channel has 49 values) and 1.4 to 1.8 (int8) times as long as
+encode and decode of the float32 message (docs/adr/0012). Two thirds of it are the sender's."""
+CODEC_MS_PER_MESSAGE: dict[Codec, float] = {
+    "float32": 0.0,
+    "float16": 0.03,
+    "int8-per-channel": 0.06,
+    "int8": 0.03,
 }
-"""What a message costs beyond that, in bytes of a relay: about 0.03 and 0.06 ms of calls, whatever
-the size. With it a message of 75 KB is met within 15 %."""
+"""What a message costs beyond that, whatever its size. With it one of 75 KB is met within 15 %."""
 
 
 def work_bytes(codec: Codec, float32_bytes: int) -> int:
@@ -52,7 +51,8 @@ def work_bytes(codec: Codec, float32_bytes: int) -> int:
     :attr:`planner.problem.Problem.edge_work_bytes`. ``float32_bytes`` are those of the whole batch.
     A small message counts for more than its ``float32_bytes``: there a codec costs time.
     """
-    return round((SIZE[codec] + WORK[codec]) * float32_bytes) + WORK_BYTES_PER_MESSAGE[codec]
+    codec_ms = CODEC_MS_PER_MESSAGE[codec] + CODEC_MS_PER_MB[codec] * float32_bytes / 1e6
+    return round(SIZE[codec] * float32_bytes + codec_ms / RELAY_MS_PER_BYTE)
 
 
 @dataclass(frozen=True, slots=True)

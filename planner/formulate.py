@@ -21,7 +21,7 @@ class Site:
     devices: tuple[DeviceCosts, ...]
     based_on: str
     broker: BrokerCosts = field(default_factory=BrokerCosts)
-    client: ClientCosts = field(default_factory=ClientCosts)
+    client: ClientCosts = field(default_factory=lambda: ClientCosts(REFERENCE_RELAY))
     are_known: bool = True
 
 

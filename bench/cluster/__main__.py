@@ -4,6 +4,8 @@ sudo .venv/bin/python -m bench.cluster calibrate [--devices 0.4,0.2,0.1]
 sudo .venv/bin/python -m bench.cluster compare --devices 0.4,0.2 --plans DIR DIR…
 sudo .venv/bin/python -m bench.cluster scale [--models mobilenet_v2] [--counts 1,2,4,8]
 sudo .venv/bin/python -m bench.cluster replicas [--devices 0.4,0.2]
+sudo .venv/bin/python -m bench.cluster verdict [--models …] [--devices 0.3,0.3,0.3]
+sudo .venv/bin/python -m bench.cluster scaling [--models …] [--counts 1,2,4,8]
 sudo .venv/bin/python -m bench.cluster clean
 """
 
@@ -12,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from bench.cluster.compare import compare, document, show
 from bench.cluster.devices import EmulatedDevice
 from bench.cluster.rig import Cluster
 from bench.cluster.scale import build, replicas_of
+from bench.cluster.study import ALTERNATIVES, SCALING, Wanted, load, study
 from contract.plan import Replica
 
 PLANS = Path("shards/built/cluster")
@@ -75,6 +79,44 @@ def _replicas(arguments: argparse.Namespace) -> dict[str, Any]:
     return _run(arguments, devices, folders, whole)
 
 
+def _verdict(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Profile, plan every way, run all of it: predicted beside measured."""
+    devices = devices_of(arguments.devices, arguments.device_mbit)
+    return _study(arguments, [devices], ALTERNATIVES)
+
+
+def _scaling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Profile, plan and run 1, 2, 4, 8 equal devices."""
+    sets = [devices_of([arguments.quota] * n, arguments.device_mbit) for n in arguments.counts]
+    return _study(arguments, sets, SCALING)
+
+
+def _study(
+    arguments: argparse.Namespace,
+    sets: Sequence[Sequence[EmulatedDevice]],
+    wanted: Sequence[Wanted],
+) -> dict[str, Any]:
+    found = []
+    for name in arguments.models:
+        model = load(name, arguments.batch)
+        for devices in sets:
+            quotas = ", ".join(f"{device.quota:g}" for device in devices)
+            print(f"\n{name}, devices of {quotas}, broker {arguments.broker_mbit:g} Mbit/s")
+            setting = study(
+                model,
+                devices,
+                arguments.broker_mbit,
+                wanted,
+                arguments.rounds,
+                arguments.seconds,
+                arguments.batch,
+            )
+            show(setting.rows)
+            print(f"recommended: {setting.recommended}; the same: {setting.same}", flush=True)
+            found.append(asdict(setting))
+    return {"settings": found}
+
+
 def _run(
     arguments: argparse.Namespace,
     devices: Sequence[EmulatedDevice],
@@ -108,6 +150,8 @@ def main() -> None:
         ("compare", _compare),
         ("scale", _scale),
         ("replicas", _replicas),
+        ("verdict", _verdict),
+        ("scaling", _scaling),
         ("clean", _clean),
     ):
         command = commands.add_parser(name)
@@ -122,13 +166,13 @@ def main() -> None:
         command.add_argument("--models", type=lambda text: text.split(","), default="mobilenet_v2")
         command.add_argument("--folder", type=Path, default=PLANS, help="plans built here")
         command.add_argument("--json", type=Path, help="write the figures here too")
-        if name == "scale":
+        if name in ("scale", "scaling"):
             command.add_argument("--quota", type=float, default=0.1)
             command.add_argument(
                 "--counts", type=lambda text: list(map(int, text.split(","))), default="1,2,4,8"
             )
         else:
-            quotas = {"calibrate": "0.4,0.2,0.1", "replicas": "0.4,0.2"}.get(name, "0.4,0.2,0.1")
+            quotas = {"replicas": "0.4,0.2", "verdict": "0.3,0.3,0.3"}.get(name, "0.4,0.2,0.1")
             command.add_argument(
                 "--devices", type=_numbers, default=quotas, help="quotas of d0, d1, …"
             )

@@ -26,7 +26,6 @@ from planner.graph import SegmentedGraph, segment_graph
 from planner.importers import ImportOptions, import_model
 from planner.importers.imported_model import ImportedModel
 from planner.measure_device import ProfileRequest
-from planner.problem import ClientCosts
 from planner.profile_cache import ProfileCache
 from planner.profile_fleet import FleetProfiler
 from planner.profiler import Profile, profile_segments
@@ -108,7 +107,6 @@ def study(
             devices_from_profile(profile, batch),
             "measured on the emulated devices",
             broker_from_profile(profile),
-            ClientCosts(),
         )
         whole = _build(model, folder, Wanted("whole"), None, batch)
         assert whole is not None

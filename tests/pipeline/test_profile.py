@@ -26,6 +26,7 @@ from contract.errors import DeliveryError, EngineError
 from contract.profile import FleetProfile
 from contract.status import DeviceState, DeviceStatus, EventKind
 from planner.canonical import canonicalise
+from planner.cost_model import REFERENCE_RELAY
 from planner.fleet_costs import broker_from_profile, devices_from_profile
 from planner.graph import SegmentedGraph, segment_graph
 from planner.importers import ImportOptions, import_model
@@ -331,7 +332,7 @@ def test_a_link_that_cannot_be_probed_leaves_its_figures_out(
     assert device.link_up_bytes_per_s is None
     assert profile.broker_bytes_per_s is None
     assert devices_from_profile(profile, 1)[0].link.up_ms(1e9) == 0
-    assert device.relay_message_ms == 0.102
+    assert device.relay_message_ms == REFERENCE_RELAY.message_ms
 
 
 def test_a_measurement_that_is_killed_is_told_with_its_likely_cause(

@@ -4,9 +4,7 @@ from planner.cost_model import receive_ms, relay_ms, send_ms, stage_costs
 from planner.problem import DeviceCosts, Problem, RelayCosts
 
 
-@pytest.mark.parametrize(
-    ("size_bytes", "measured_ms"), [(75_000, 0.21), (300_000, 0.54), (1_600_000, 2.4)]
-)
+@pytest.mark.parametrize(("size_bytes", "measured_ms"), [(100_000, 2.0), (803_000, 5.4)])
 def test_the_relay_line_goes_through_the_measurements(size_bytes: int, measured_ms: float) -> None:
     assert relay_ms(size_bytes) == pytest.approx(measured_ms, rel=0.02)
     assert receive_ms(size_bytes) + send_ms(size_bytes) == pytest.approx(relay_ms(size_bytes))
