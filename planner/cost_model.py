@@ -19,9 +19,9 @@ from planner.problem import DeviceCosts, Problem, RelayCosts, StageChoice
 
 RELAY_MS_PER_MESSAGE = 1.5
 RELAY_MS_PER_BYTE = 4.8e-6
-"""Processor time of a stage for a batch beyond its engine alone, where no device was asked: receive,
-check, hand from thread to thread, send on, and an engine that finds its caches cold. On the
-emulated cluster (bench/cluster; x86-64, one core) 2.0 ms for MobileNetV2 in three stages with
+"""Processor time of a stage for a batch beyond its engine alone, where no device was asked:
+receive, check, hand from thread to thread, send on, and an engine that finds its caches cold. On
+the emulated cluster (bench/cluster; x86-64, one core) 2.0 ms for MobileNetV2 in three stages with
 messages of 100 KB, 5.4 ms for ResNet50 with 803 KB. A bare relay takes 0.21 ms at 75 KB and 2.4 ms
 at 1.6 MB."""
 RECEIVE_SHARE = 0.6
