@@ -6,8 +6,9 @@ over all edges the differences cancel, and what a device did is taken on its own
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -54,6 +55,7 @@ def measure(
     plan_id: str,
     seconds: float,
     progress: Progress,
+    memory: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[Plan, Measurement]:
     """Run the published plan on made-up inputs: one batch at a time, then with a full window.
 
@@ -63,6 +65,7 @@ def measure(
         plan_id: the plan that is expected to run.
         seconds: how long the window is full; a quarter of it goes before, one batch at a time.
         progress: called as time passes.
+        memory: resident bytes by device, read at the end: what a :class:`MemoryWatch` has seen.
 
     Returns:
         The plan as it is published, with its placement, and what was measured.
@@ -93,7 +96,7 @@ def measure(
         images_per_s=round(full.images_per_s, 3),
         latency_ms=round(alone.latency_ms, 3),
         loaded_latency_ms=round(full.latency_ms, 3),
-        devices=measure_devices(plan, full),
+        devices=measure_devices(plan, full, memory),
         edges=measure_edges(plan, alone),
     )
 
@@ -144,8 +147,13 @@ def run_for(
     return Phase(tuple(kept), sent, tuple(times), rate)
 
 
-def measure_devices(plan: Plan, loaded: Phase) -> tuple[DeviceMeasurement, ...]:
-    """What every device of the plan did while the window was full."""
+def measure_devices(
+    plan: Plan, loaded: Phase, memory: Mapping[str, int] = MappingProxyType({})
+) -> tuple[DeviceMeasurement, ...]:
+    """What every device of the plan did while the window was full.
+
+    A device is busy from a batch's start until its output is handed over.
+    """
     found = []
     for spot in plan.placement:
         for replica in spot.replicas:
@@ -154,14 +162,17 @@ def measure_devices(plan: Plan, loaded: Phase) -> tuple[DeviceMeasurement, ...]:
                 for result in loaded.results
                 if result.route and result.route[spot.stage_index] == replica.device
             ]
-            compute = [_compute_us(result, spot.stage_index) / 1e3 for result in mine]
+            hops = [result.hops[spot.stage_index] for result in mine]
+            compute = [max(0, hop.finished_us - hop.started_us) / 1e3 for hop in hops]
+            busy_s = sum(max(0, hop.sent_us - hop.started_us) for hop in hops) / 1e6
             found.append(
                 DeviceMeasurement(
                     device=replica.device,
                     stage_index=spot.stage_index,
                     batches=len(mine),
                     compute_ms=round(statistics.median(compute), 3) if compute else None,
-                    utilisation=round(min(1.0, sum(compute) / 1e3 / loaded.seconds), 4),
+                    utilisation=round(min(1.0, busy_s / loaded.seconds), 4),
+                    rss_bytes=memory.get(replica.device),
                 )
             )
     return tuple(found)
@@ -186,8 +197,3 @@ def measure_edges(plan: Plan, alone: Phase) -> tuple[EdgeMeasurement, ...]:
             )
         )
     return tuple(measured)
-
-
-def _compute_us(result: BatchResult, stage_index: int) -> int:
-    hop = result.hops[stage_index]
-    return max(0, hop.finished_us - hop.started_us)

@@ -99,7 +99,8 @@ def decide(
     measured: set[tuple[int, ...]] = set()
     for iteration in range(MAX_ITERATIONS):
         boundaries = tuple(current.boundaries)
-        if boundaries not in measured:
+        # The whole model as one stage is what every time was taken in already.
+        if boundaries not in measured and len(boundaries) > 2:
             progress("measuring the stages", iteration / MAX_ITERATIONS)
             measured.add(boundaries)
             ranges = [*pairwise(boundaries), (0, problem.num_segments)]

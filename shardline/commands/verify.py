@@ -1,5 +1,7 @@
 """`shardline verify`: what a running plan does, beside what was predicted."""
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,7 @@ def run(
 ) -> None:
     """Run the published plan on made-up inputs: predicted beside measured, for stages and links."""
     from client.measure import measure
+    from client.memory_watch import MemoryWatch
     from client.settings import ClientSettings, random_client_name
     from contract.plan import load_plan, save_plan
     from shardline.connecting import connect_to
@@ -40,9 +43,14 @@ def run(
         window=window,
         ready_timeout_s=ready_timeout,
     )
-    with steps("verifying") as step:
+    with ExitStack() as stack:
+        step = stack.enter_context(steps("verifying"))
+        memory: Mapping[str, int] = {}
+        if username is None:  # a user of a fleet has one connection, and may not read metrics
+            name = f"{settings.name}-watch"
+            memory = stack.enter_context(MemoryWatch(connect, cluster, name)).rss_bytes
         running, measurement = measure(
-            settings, connect, connect.elsewhere, built.plan_id, seconds, step
+            settings, connect, connect.elsewhere, built.plan_id, seconds, step, memory
         )
     # As it runs: it may have been placed on other devices than those that it was planned for.
     report = {"segments": built.segments, "measurement": measurement}
