@@ -1,17 +1,14 @@
-"""Chooses how each cut travels: what a codec saves, which to try, and what it does to the answers.
+"""Chooses how each cut travels: what a codec saves, which to try, where a milder one will do.
 
-Pure: what an assignment of codecs does to the rate and to the answers is asked of callables. An
-assignment is one codec for each cut, in order: those of the outputs of all stages but the last.
-Inputs and results always travel as they are.
+Pure: what an assignment of codecs does to the rate is asked of callables. An assignment is one
+codec for each cut, in order: those of the outputs of all stages but the last. Inputs and results
+always travel as they are. What codecs do to the answers is measured in `planner/codec_check.py`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from contract.codec import Codec
-from contract.errors import WireFormatError
-from contract.plan import StageSpec
-from planner.codec_check import Assignment, CodecCheck
+from planner.codec_check import Assignment
 from planner.cost_model import RELAY_MS_PER_BYTE
 
 BY_LOSS: tuple[Codec, ...] = ("float32", "float16", "int8-per-channel", "int8")
@@ -55,18 +52,6 @@ def work_bytes(codec: Codec, float32_bytes: int) -> int:
     return round(SIZE[codec] * float32_bytes + codec_ms / RELAY_MS_PER_BYTE)
 
 
-@dataclass(frozen=True, slots=True)
-class CodecChoice:
-    """The codec of each cut, the check that it passed (None: all float32, nothing was checked).
-
-    ``rejected`` says in one sentence each why others were not taken.
-    """
-
-    codecs: Assignment
-    check: CodecCheck | None
-    rejected: tuple[str, ...] = ()
-
-
 def codec_candidates(rate: Callable[[Codec], float]) -> list[Codec]:
     """Lossy codecs worth trying for all cuts alike, the most promising first.
 
@@ -96,64 +81,3 @@ def relax_codecs(assignment: Assignment, rate: Callable[[Assignment], float]) ->
                 assignment = changed
                 break
     return assignment
-
-
-def choose_codecs(
-    num_cuts: int,
-    rate: Callable[[Assignment], float],
-    check: Callable[[Assignment], CodecCheck],
-    max_drop_points: float,
-) -> CodecChoice:
-    """The codecs that make the plan fastest and its answers worse by at most ``max_drop_points``.
-
-    Args:
-        num_cuts: how many edges there are between stages.
-        rate: the predicted rate of the plan with a codec for each cut.
-        check: what the codecs do to the answers, such as
-            :func:`planner.codec_check.check_codecs`; called at most
-            four times. May raise WireFormatError: a value cannot be carried.
-        max_drop_points: see ``CodecCheck.accuracy_drop_points``.
-    """
-    rejected: list[str] = []
-
-    def accepted(codecs: Assignment) -> CodecCheck | None:
-        try:
-            checked = check(codecs)
-        except WireFormatError as error:
-            rejected.append(f"{_names(codecs)}: {error}")
-            return None
-        if checked.accuracy_drop_points <= max_drop_points:
-            return checked
-        rejected.append(
-            f"{_names(codecs)}: accuracy falls by {checked.accuracy_drop_points:.2f} points on "
-            f"{checked.images} images, at most {max_drop_points:g} are allowed"
-        )
-        return None
-
-    for codec in codec_candidates(lambda codec: rate((codec,) * num_cuts)) if num_cuts else ():
-        uniform = (codec,) * num_cuts
-        checked = accepted(uniform)
-        if checked is None:
-            continue
-        relaxed = relax_codecs(uniform, rate)
-        if relaxed != uniform:
-            again = accepted(relaxed)
-            if again is not None:
-                return CodecChoice(relaxed, again, tuple(rejected))
-        return CodecChoice(uniform, checked, tuple(rejected))
-    as_they_are: Assignment = (BY_LOSS[0],) * num_cuts
-    return CodecChoice(as_they_are, None, tuple(rejected))
-
-
-def with_codecs(stages: Sequence[StageSpec], codecs: Sequence[Codec]) -> tuple[StageSpec, ...]:
-    """The same stages with these codecs at the cuts; their ``plan_id`` is another one then."""
-    every: tuple[Codec, ...] = (*codecs, "float32")
-    return tuple(
-        stage.model_copy(update={"codec": codec})
-        for stage, codec in zip(stages, every, strict=True)
-    )
-
-
-def _names(codecs: Assignment) -> str:
-    """One codec for all cuts by its name, others one after another."""
-    return codecs[0] if len(set(codecs)) == 1 else ", ".join(codecs)
