@@ -9,9 +9,8 @@
 (`planner.choose`, `planner.decide`), writes the shards and verifies them (`planner.verify`).
 
 `planner.whole` is the unsplit model in one session, `planner.compare` the comparison of two
-answers. `planner.problem` is what is to be decided, as numbers; `planner.cost_model`,
-`planner.partition` (which asks `planner.exact` where it can, `planner.bounded` where it must, and
-`planner.infeasible` why not), `planner.simulate`, `planner.verdict` and `planner.what_if` are pure.
-Importing this package loads nothing: torch is needed by the importers alone, onnx by what touches a
-graph.
+answers. `planner.problem` is what is to be decided, as numbers; `planner.cost_model` and
+`planner.partition` (with `planner.solver` behind it), `planner.simulation`, `planner.verdict` and
+`planner.what_if` are pure. What is known of devices comes from `planner.devices`. Importing this
+package loads nothing: torch is needed by the importers alone, onnx by what touches a graph.
 """

@@ -7,10 +7,12 @@ Which solver answers is decided here, by the method and the size; what they have
 import itertools
 
 from contract.errors import PartitionError
-from planner.baselines import even, greedy
-from planner.bounded import bounded_fastest, bounded_quickest, rate_bound
 from planner.cost_model import batches_per_s, latency_ms
-from planner.exact import (
+from planner.problem import Problem, Solution, StageChoice
+from planner.rules import Objective, Rules
+from planner.solver.baselines import even, greedy
+from planner.solver.bounded import bounded_fastest, bounded_quickest, rate_bound
+from planner.solver.exact import (
     Form,
     fastest,
     is_exact_size,
@@ -19,18 +21,16 @@ from planner.exact import (
     one_stage,
     quickest,
 )
-from planner.infeasible import explain
-from planner.problem import Problem, Solution, StageChoice
-from planner.rules import Objective, Rules
-from planner.spans import make_spans
+from planner.solver.infeasible import explain
+from planner.solver.spans import make_spans
 
 
 def partition(problem: Problem, rules: Rules) -> Solution:
     """The best stages and devices by these rules, or good ones with a bound.
 
-    ``exact`` is optimal up to the sizes of :mod:`planner.exact`, beyond which a bound says how far
-    the best could be. ``greedy`` and ``even`` are there to compare with. Devices may always be left
-    out, except by ``even``, which takes them in the given order.
+    ``exact`` is optimal up to the sizes of :mod:`planner.solver.exact`, beyond which a bound says
+    how far the best could be. ``greedy`` and ``even`` are there to compare with. Devices may always
+    be left out, except by ``even``, which takes them in the given order.
 
     Returns:
         The solution; for the objective ``latency`` its value and bound are ms, the bound a lower

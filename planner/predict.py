@@ -15,9 +15,9 @@ from planner.cost_model import (
     transfer_ms,
 )
 from planner.problem import Problem, Solution, StageChoice
-from planner.routing import costs_on, shares, speeds
-from planner.simulate import simulate
-from planner.window import enough_window
+from planner.simulation.routing import costs_on, shares, speeds
+from planner.simulation.simulate import simulate
+from planner.simulation.window import enough_window
 
 
 def predict(

@@ -20,7 +20,7 @@ from planner.problem import Problem, Solution
 from planner.progress import Progress, silent
 from planner.purchases import Offer, offers
 from planner.rules import Rules
-from planner.under_load import JITTER, UnderLoad, WindowRate, under_load, window_rates
+from planner.simulation.under_load import JITTER, UnderLoad, WindowRate, under_load, window_rates
 from planner.verdict import figure, strategy_of
 
 HELPS_FROM = 0.02

@@ -11,9 +11,9 @@ from contract.errors import SettingsError, SourceError
 from contract.plan import Codec
 from contract.profile import FleetProfile, load_profile
 from deploy.device_file import load_device_file
-from planner.boards import broker_costs, described_basis, described_costs, model_facts
 from planner.choose import formulate_request, inner_edges, rules_of, with_codecs
-from planner.fleet_costs import broker_from_profile, devices_from_profile
+from planner.devices.boards import broker_costs, described_basis, described_costs, model_facts
+from planner.devices.fleet_costs import broker_from_profile, devices_from_profile
 from planner.formulate import Site, like_this_machine
 from planner.graph import SegmentedGraph
 from planner.partition import partition

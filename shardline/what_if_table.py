@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.under_load import UnderLoad
+from planner.simulation.under_load import UnderLoad
 from planner.verdict import figure
 from planner.what_if import EdgeCodecs, WhatIf
 from shardline.console import size

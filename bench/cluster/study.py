@@ -20,14 +20,14 @@ from contract.prediction import Strategy
 from contract.profile import FleetProfile
 from planner.build import build_plan
 from planner.canonical import canonicalise
-from planner.fleet_costs import broker_from_profile, devices_from_profile
+from planner.devices.fleet_costs import broker_from_profile, devices_from_profile
+from planner.devices.measure_device import ProfileRequest
+from planner.devices.profile_cache import ProfileCache
+from planner.devices.profile_fleet import FleetProfiler
 from planner.formulate import Site
 from planner.graph import SegmentedGraph, segment_graph
 from planner.importers import ImportOptions, import_model
 from planner.importers.imported_model import ImportedModel
-from planner.measure_device import ProfileRequest
-from planner.profile_cache import ProfileCache
-from planner.profile_fleet import FleetProfiler
 from planner.profiler import Profile, profile_segments
 from planner.request import PlanRequest
 from planner.rules import Method

@@ -85,10 +85,10 @@ def run(
         weights, seed, num_classes, input_size, model_arg, mean, std, preprocess
     )
     from planner.canonical import canonicalise
+    from planner.devices.measure_device import ProfileRequest
+    from planner.devices.profile_fleet import FleetProfiler
     from planner.graph import segment_graph
     from planner.importers import import_model
-    from planner.measure_device import ProfileRequest
-    from planner.profile_fleet import FleetProfiler
 
     devices = None if not device else tuple(check_name("device", name) for name in device)
     connect = connect_to(broker, username, password_file)

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from planner.under_load import DeviceUse, UnderLoad, WindowRate
+from planner.simulation.under_load import DeviceUse, UnderLoad, WindowRate
 from planner.what_if import AtMost, CodecRate, EdgeCodec, EdgeCodecs, Purchase, WhatIf
 from shardline.what_if_table import bar, what_if_report
 

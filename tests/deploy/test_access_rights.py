@@ -16,7 +16,7 @@ from deploy.acl import rights_of
 from deploy.credentials import hash_line
 from deploy.fleet_file import load_fleet
 from deploy.rendering import render_fleet
-from planner.measure_device import ProfileRequest
+from planner.devices.measure_device import ProfileRequest
 from shardline.__main__ import main
 from tests.conftest import StartStage, eventually
 from tests.deploy.fleets import ADMIN, NOT_AUTHORISED, Peer, running_broker, write_fleet
@@ -301,7 +301,8 @@ def test_the_rights_suffice_to_profile_the_devices(
     start_stage("pi-1", tmp_path / "none", cache_dir=tmp_path / "pi-1", connect=Connector(address))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "planner.measure_device.ProfileRequest", partial(ProfileRequest, budget_s=0.05, probe_s=0.3)
+        "planner.devices.measure_device.ProfileRequest",
+        partial(ProfileRequest, budget_s=0.05, probe_s=0.3),
     )
     password = rendered / "planner" / "secrets" / "password"
     file = tmp_path / "built" / "profile.json"

@@ -29,7 +29,7 @@ from contract import topics
 from contract.plan import Replica, place
 from planner.cost_model import batches_per_s
 from planner.problem import DeviceCosts, Link, Problem, RelayCosts, StageChoice
-from planner.simulate import simulate
+from planner.simulation.simulate import simulate
 from tests.conftest import StartStage
 from tests.tiny import make_tiny_plan
 

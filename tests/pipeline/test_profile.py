@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-import planner.measure_device
-import planner.profile_fleet
+import planner.devices.measure_device
+import planner.devices.profile_fleet
 from broker.transport import Callbacks as BrokerCallbacks
 from broker.transport import Connect, ConnectionSettings
 from contract import topics
@@ -27,13 +27,13 @@ from contract.profile import FleetProfile
 from contract.status import DeviceState, DeviceStatus, EventKind
 from planner.canonical import canonicalise
 from planner.cost_model import REFERENCE_RELAY
-from planner.fleet_costs import broker_from_profile, devices_from_profile
+from planner.devices.fleet_costs import broker_from_profile, devices_from_profile
+from planner.devices.measure_device import ProfileRequest
+from planner.devices.profile_blocks import Block, make_block
+from planner.devices.profile_cache import ProfileCache
+from planner.devices.profile_fleet import FleetProfiler
 from planner.graph import SegmentedGraph, segment_graph
 from planner.importers import ImportOptions, import_model
-from planner.measure_device import ProfileRequest
-from planner.profile_blocks import Block, make_block
-from planner.profile_cache import ProfileCache
-from planner.profile_fleet import FleetProfiler
 from tests.conftest import StartStage, eventually
 from tests.pipeline.hand_out_fleet import DEVICES, Fleet
 from tests.stage.harness import Listener
@@ -132,14 +132,16 @@ def test_a_model_too_large_for_the_device_is_measured_in_blocks(
     ground: Ground, graph: SegmentedGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     total = sum(segment.weight_bytes for segment in graph.segments)
-    monkeypatch.setattr(planner.measure_device, "weight_limit", lambda _memory: total * 7 // 10)
+    monkeypatch.setattr(
+        planner.devices.measure_device, "weight_limit", lambda _memory: total * 7 // 10
+    )
     blocks: list[Block] = []
 
     def recorded(*arguments: object) -> Block:
         blocks.append(make_block(*arguments))  # type: ignore[arg-type]
         return blocks[-1]
 
-    monkeypatch.setattr(planner.measure_device, "make_block", recorded)
+    monkeypatch.setattr(planner.devices.measure_device, "make_block", recorded)
     ground.start("pi-0")
     profile = ground.profile(graph)
     assert len(blocks) > 1
@@ -164,7 +166,7 @@ def test_a_graph_that_cannot_be_run_is_told_clearly_and_batches_go_on(
 
         return replace(original(*arguments), graph=b"not onnx at all")  # type: ignore[arg-type]
 
-    monkeypatch.setattr(planner.measure_device, "make_block", broken)
+    monkeypatch.setattr(planner.devices.measure_device, "make_block", broken)
     name, cache = f"profiler-{fleet.cluster}", ProfileCache(fleet.folder / "profiles")
     with (
         FleetProfiler(fleet.connect, fleet.cluster, name, cache) as profiler,
@@ -172,7 +174,7 @@ def test_a_graph_that_cannot_be_run_is_told_clearly_and_batches_go_on(
     ):
         profiler.profile(graph, ProfileRequest(budget_s=0.05, probe_s=0.2), 10)
     fleet.runs(3)
-    monkeypatch.setattr(planner.measure_device, "make_block", original)
+    monkeypatch.setattr(planner.devices.measure_device, "make_block", original)
     with FleetProfiler(fleet.connect, fleet.cluster, name, cache) as profiler:
         request = ProfileRequest(budget_s=0.05, probe_s=0.2, devices=("pi-2",))
         profile = profiler.profile(graph, request, 10)
@@ -274,7 +276,7 @@ def test_strange_answers_and_a_device_that_stays_silent_end_in_a_clear_error(
     ground: Ground, graph: SegmentedGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that answers garbage, too much, and to questions of others."""
-    monkeypatch.setattr(planner.profile_fleet, "EXAMINE_PATIENCE_S", 1.0)
+    monkeypatch.setattr(planner.devices.profile_fleet, "EXAMINE_PATIENCE_S", 1.0)
     planner_name = f"planner-{ground.cluster}"
     answers: list[bytes] = []
 

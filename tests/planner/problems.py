@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from planner.exact import Form
 from planner.problem import (
     BrokerCosts,
     ClientCosts,
@@ -16,6 +15,7 @@ from planner.problem import (
     RelayCosts,
     StageChoice,
 )
+from planner.solver.exact import Form
 
 
 def device(name: str, segment_ms: tuple[float, ...], **fields: object) -> DeviceCosts:

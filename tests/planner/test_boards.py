@@ -9,8 +9,9 @@ from contract.described import DescribedDevice, DescribedFleet
 from contract.errors import SettingsError
 from contract.kind import Kind
 from deploy.device_file import load_device_file
-from planner.board_estimates import ModelFacts
-from planner.boards import (
+from planner.cost_model import REFERENCE_RELAY
+from planner.devices.board_estimates import ModelFacts
+from planner.devices.boards import (
     basis,
     board_costs,
     broker_costs,
@@ -18,15 +19,14 @@ from planner.boards import (
     described_costs,
     link_of,
 )
-from planner.cost_model import REFERENCE_RELAY
-from planner.problem import DeviceCosts, Link
-from planner.profiler import Profile
-from planner.published import (
+from planner.devices.published import (
     BOARDS,
     FLOPS_PER_IMAGE,
     NCNN_TO_ONNXRUNTIME,
     NCNN_TO_ONNXRUNTIME_V8_0,
 )
+from planner.problem import DeviceCosts, Link
+from planner.profiler import Profile
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = Profile((1.0, 0.0, 6.0, 3.0), whole_ms=10.0, batch_size=1, threads=1, rounds=5)

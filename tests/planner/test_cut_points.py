@@ -5,11 +5,11 @@ import pytest
 from onnx import NodeProto, helper
 
 from planner.batch_root import ROOT
-from planner.board_estimates import ModelFacts
-from planner.boards import model_facts
+from planner.devices.board_estimates import ModelFacts
+from planner.devices.boards import model_facts
+from planner.devices.published import FLOPS_PER_IMAGE
 from planner.flops import node_flops
 from planner.graph import needed_constants, single_live_tensors, split_derived
-from planner.published import FLOPS_PER_IMAGE
 from tests.planner.conftest import Cached
 
 

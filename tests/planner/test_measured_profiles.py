@@ -15,9 +15,9 @@ from contract.profile import (
     load_profile,
     parse_profile,
 )
-from planner.fleet_costs import broker_from_profile, devices_from_profile
-from planner.profile_cache import KindTimings, ProfileCache, TimingsKey
-from planner.profile_report import broker_figures, describe_device, kind_of, usable_memory
+from planner.devices.fleet_costs import broker_from_profile, devices_from_profile
+from planner.devices.profile_cache import KindTimings, ProfileCache, TimingsKey
+from planner.devices.profile_report import broker_figures, describe_device, kind_of, usable_memory
 from stage.link_probe import down_rate, processor_share
 from stage.machine import processors_limit
 

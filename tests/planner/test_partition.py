@@ -9,7 +9,6 @@ import pytest
 
 from contract.errors import PartitionError
 from contract.prediction import Strategy
-from planner.bounded import bounded_fastest, bounded_quickest, grouped, rate_bound
 from planner.cost_model import (
     batches_per_s,
     broker_rate,
@@ -19,13 +18,14 @@ from planner.cost_model import (
     stage_costs,
     stage_rate,
 )
-from planner.exact import fastest, kinds_for_rate, quickest
-from planner.grouping import best_of, worst_of
-from planner.integer_program import ask
 from planner.partition import form_of, partition
 from planner.problem import BrokerCosts, ClientCosts, Link, Problem, RelayCosts
 from planner.rules import Method, Rules
-from planner.spans import make_spans, span_costs
+from planner.solver.bounded import bounded_fastest, bounded_quickest, grouped, rate_bound
+from planner.solver.exact import fastest, kinds_for_rate, quickest
+from planner.solver.grouping import best_of, worst_of
+from planner.solver.integer_program import ask
+from planner.solver.spans import make_spans, span_costs
 from tests.planner.problems import all_plans, device, problem, random_problem
 
 STRATEGIES: list[Strategy] = ["single", "replicas", "pipeline", "mixed"]

@@ -10,9 +10,9 @@ from contract.prediction import Prediction
 from planner.cost_model import batches_per_s, latency_ms
 from planner.predict import predict, rate_ceiling, replicas
 from planner.problem import MB, DeviceCosts, Link, Problem, RelayCosts, Solution, StageChoice
-from planner.routing import default_window
 from planner.rules import Rules
-from planner.simulate import simulate
+from planner.simulation.routing import default_window
+from planner.simulation.simulate import simulate
 from tests.planner.random_plans import KINDS, Kind, Stages, random_plan, try_everything
 
 

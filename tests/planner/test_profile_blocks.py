@@ -10,7 +10,7 @@ import pytest
 
 from contract.command import MAX_COMMAND_BYTES, GeneratedWeight, Measure, Timings
 from contract.plan import ShardFile
-from planner.profile_blocks import (
+from planner.devices.profile_blocks import (
     AGENT_BYTES,
     BlockAnswer,
     choose_blocks,

@@ -16,8 +16,8 @@ from contract.errors import PartitionError
 from contract.plan import Replica, place
 from planner.cost_model import batches_per_s, bottleneck, latency_ms, stage_rate
 from planner.problem import DeviceCosts, Link, Problem, RelayCosts, StageChoice
-from planner.routing import default_window, next_device, rates
-from planner.simulate import SPAN_IN_WINDOWS, simulate
+from planner.simulation.routing import default_window, next_device, rates
+from planner.simulation.simulate import SPAN_IN_WINDOWS, simulate
 from tests.planner.random_plans import KINDS, Kind, Stages, devices_of, random_plan
 from tests.tiny import make_tiny_plan
 

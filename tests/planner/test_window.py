@@ -1,8 +1,8 @@
 from planner.cost_model import batches_per_s
 from planner.problem import DeviceCosts, Problem, RelayCosts, StageChoice
-from planner.routing import default_window
-from planner.simulate import simulate
-from planner.window import ENOUGH, enough_window
+from planner.simulation.routing import default_window
+from planner.simulation.simulate import simulate
+from planner.simulation.window import ENOUGH, enough_window
 
 FREE = RelayCosts(0.0, 0.0)
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from planner.baselines import even, greedy
-from planner.bounded import bounded_quickest
 from planner.cost_model import memory_bytes
-from planner.exact import Form, is_exact_size, kinds_for_latency, quickest
 from planner.problem import MB, DeviceCosts, Problem, StageChoice
-from planner.spans import make_spans
+from planner.solver.baselines import even, greedy
+from planner.solver.bounded import bounded_quickest
+from planner.solver.exact import Form, is_exact_size, kinds_for_latency, quickest
+from planner.solver.spans import make_spans
 
 Stages = tuple[StageChoice, ...]
 Finder = Callable[[Problem, Form], Stages | None]

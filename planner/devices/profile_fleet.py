@@ -20,17 +20,17 @@ from contract.errors import DeliveryError, WireFormatError
 from contract.fleet import FleetView
 from contract.profile import FleetProfile
 from contract.status import DeviceState, ShardState, parse_status
-from planner.dialogue import Dialogue
-from planner.graph import SegmentedGraph
-from planner.measure_device import ProfileRequest, measure_device, new_id
-from planner.profile_cache import KindTimings, ProfileCache, TimingsKey
-from planner.profile_report import (
+from planner.devices.dialogue import Dialogue
+from planner.devices.measure_device import ProfileRequest, measure_device, new_id
+from planner.devices.profile_cache import KindTimings, ProfileCache, TimingsKey
+from planner.devices.profile_report import (
     broker_figures,
     describe_device,
     kind_of,
     threads_of,
     usable_memory,
 )
+from planner.graph import SegmentedGraph
 from planner.progress import Progress, silent
 
 EXAMINE_PATIENCE_S = 15.0

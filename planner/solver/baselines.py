@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Sequence
 
 from planner.cost_model import stage_costs
-from planner.exact import Form
 from planner.problem import DeviceCosts, Problem, StageChoice
+from planner.solver.exact import Form
 
 Stages = tuple[StageChoice, ...]
 

@@ -1,7 +1,7 @@
 """Improves a plan by small changes: a cut moved, a device moved or swapped, stages cut or joined.
 
-For problems too large for :mod:`planner.exact`. Nothing is proven here. Pure; the same seed gives
-the same plan unless time runs out first.
+For problems too large for :mod:`planner.solver.exact`. Nothing is proven here. Pure; the same seed
+gives the same plan unless time runs out first.
 """
 
 import itertools
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.cost_model import batches_per_s
-from planner.exact import Form
 from planner.problem import Problem, StageChoice
+from planner.solver.exact import Form
 
 ROUNDS = 60
 SHARPNESS = 12

@@ -27,9 +27,9 @@ import numpy as np
 import simpy
 
 from planner.cost_model import receive_ms, send_ms
-from planner.fifo import Load, Server
 from planner.problem import Problem, StageChoice
-from planner.routing import costs_on, next_device, speeds
+from planner.simulation.fifo import Load, Server
+from planner.simulation.routing import costs_on, next_device, speeds
 
 SPAN_IN_WINDOWS = 8
 """The newest batch stays within so many windows of the oldest open one: `client/pipeline.py`."""

@@ -11,9 +11,8 @@ from typing import NamedTuple
 from contract.command import Examination, Fetch, Measure, Measured
 from contract.errors import EngineError
 from contract.plan import ShardFile
-from planner.dialogue import Dialogue
-from planner.graph import SegmentedGraph
-from planner.profile_blocks import (
+from planner.devices.dialogue import Dialogue
+from planner.devices.profile_blocks import (
     Block,
     BlockAnswer,
     choose_blocks,
@@ -22,8 +21,9 @@ from planner.profile_blocks import (
     memory_figures,
     weight_limit,
 )
-from planner.profile_cache import KindTimings, TimingsKey
-from planner.profile_report import usable_memory
+from planner.devices.profile_cache import KindTimings, TimingsKey
+from planner.devices.profile_report import usable_memory
+from planner.graph import SegmentedGraph
 from shards.manifest import GRAPH_FILE
 from shards.writer import describe_file
 

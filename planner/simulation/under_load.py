@@ -4,8 +4,8 @@ from pydantic import Field
 
 from contract.frozen import FrozenModel
 from planner.problem import Problem, Solution
-from planner.simulate import Simulation, simulate
-from planner.window import enough_window
+from planner.simulation.simulate import Simulation, simulate
+from planner.simulation.window import enough_window
 
 JITTER = 0.05
 """Coefficient of variation of computing times where nobody measured it: two runs of the same work

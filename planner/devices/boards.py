@@ -11,12 +11,12 @@ from dataclasses import replace
 from contract.described import DescribedDevice, DescribedFleet
 from contract.errors import SettingsError
 from contract.kind import Kind
-from planner.board_estimates import ModelFacts, estimate, speed_words
 from planner.cost_model import REFERENCE_BROKER_RELAY, REFERENCE_RELAY
+from planner.devices.board_estimates import ModelFacts, estimate, speed_words
+from planner.devices.published import BOARDS, OTHER_LINK
 from planner.graph import SegmentedGraph
 from planner.problem import BrokerCosts, DeviceCosts, Link, RelayCosts
 from planner.profiler import Profile
-from planner.published import BOARDS, OTHER_LINK
 
 
 def model_facts(graph: SegmentedGraph) -> ModelFacts:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from planner.problem import DeviceCosts, Link, RelayCosts
-from planner.spans import Floats
+from planner.solver.spans import Floats
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planner.grouping import Kind
-from planner.spans import Floats, Spans
+from planner.solver.grouping import Kind
+from planner.solver.spans import Floats, Spans
 
 STEPS = 300
 """At most; as many as there are spans, since small problems need no tight bound."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from contract.command import Examination, LinkProbe
 from contract.profile import DeviceProfile
 from planner.cost_model import REFERENCE_RELAY
-from planner.profile_cache import KindTimings
+from planner.devices.profile_cache import KindTimings
 
 SATURATED_SHARE = 0.85
 """Together the devices got less than this share of what they got one by one: the broker's limit."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from planner.spans import Bools, Floats, Ints, Spans
+from planner.solver.spans import Bools, Floats, Ints, Spans
 
 T = TypeVar("T", bound=np.generic)
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import highspy
 import numpy as np
 
-from planner.exact import Form
-from planner.grouping import Kind
 from planner.problem import Problem, StageChoice
-from planner.spans import Floats, Spans
+from planner.solver.exact import Form
+from planner.solver.grouping import Kind
+from planner.solver.spans import Floats, Spans
 
 MARGIN = 1e-6
 """The rate is asked for with this much less, as a share: more than the solver's own tolerance, so

@@ -1,8 +1,8 @@
 """The best plan there is: the largest rate, or the least latency, over all cuts and devices.
 
-For a target rate, :mod:`planner.states` finds the stages that all reach it and burden the broker
-least. The more is asked of the stages, the more the broker has to carry, so the best target is
-found by bisection over the rates that sets of devices can reach. Pure and deterministic.
+For a target rate, :mod:`planner.solver.states` finds the stages that all reach it and burden the
+broker least. The more is asked of the stages, the more the broker has to carry, so the best target
+is found by bisection over the rates that sets of devices can reach. Pure and deterministic.
 """
 
 import math
@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.cost_model import batches_per_s, broker_rate, client_rate, latency_ms
-from planner.fractional import best_weights, capacities
-from planner.grouping import Kind, kinds_of, pairs_of_states
 from planner.problem import Problem, Solution, StageChoice
-from planner.spans import Floats, Spans, costs_of_all, make_spans
-from planner.states import Layers, StateSpace, Way, cheapest, hand_out
+from planner.solver.fractional import best_weights, capacities
+from planner.solver.grouping import Kind, kinds_of, pairs_of_states
+from planner.solver.spans import Floats, Spans, costs_of_all, make_spans
+from planner.solver.states import Layers, StateSpace, Way, cheapest, hand_out
 
 MAX_STEPS = 500_000_000
 """Pairs of a state and a further set of devices, times spans. A search looks at a small part of

@@ -12,9 +12,17 @@ from dataclasses import replace
 import numpy as np
 
 from planner.cost_model import batches_per_s, broker_rate, client_rate, latency_ms
-from planner.exact import Form, fastest, is_exact_size, kinds_for_latency, kinds_for_rate, quickest
-from planner.fractional import best_weights
-from planner.grouping import (
+from planner.problem import DeviceCosts, Problem, Solution, StageChoice
+from planner.solver.exact import (
+    Form,
+    fastest,
+    is_exact_size,
+    kinds_for_latency,
+    kinds_for_rate,
+    quickest,
+)
+from planner.solver.fractional import best_weights
+from planner.solver.grouping import (
     Kind,
     best_of,
     pairs_of_states,
@@ -22,10 +30,9 @@ from planner.grouping import (
     stand_ins,
     worst_of,
 )
-from planner.integer_program import ask
-from planner.local_search import Neighbourhood, improve
-from planner.problem import DeviceCosts, Problem, Solution, StageChoice
-from planner.spans import Spans, costs_of_all, make_spans
+from planner.solver.integer_program import ask
+from planner.solver.local_search import Neighbourhood, improve
+from planner.solver.spans import Spans, costs_of_all, make_spans
 
 STEPS_A_SECOND = {best_of: 30_000_000, worst_of: 5_000_000}
 """Size of the exact search on groups for each second allowed, as pairs of states times spans. The

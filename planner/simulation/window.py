@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from planner.cost_model import batches_per_s
 from planner.problem import Problem, StageChoice
-from planner.routing import default_window
-from planner.simulate import Simulation, simulate
+from planner.simulation.routing import default_window
+from planner.simulation.simulate import Simulation, simulate
 
 ENOUGH = 0.98
 """Of the rate that no window can pass: each batch more in flight only waits longer."""

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from contract.described import DescribedDevice
-from planner.published import BOARDS, FLOPS_PER_IMAGE, Board
+from planner.devices.published import BOARDS, FLOPS_PER_IMAGE, Board
 
 SAME_FLOPS = 1.1
 """A model of a published name is the published one if its operations differ by less: another number
