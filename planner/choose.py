@@ -20,7 +20,7 @@ from planner.graph import SegmentedGraph
 from planner.partition import partition
 from planner.predict import predict
 from planner.problem import Problem, Solution, StageChoice
-from planner.profiler import Profile, profile_segments, time_stages
+from planner.profiler import RUNS_IN_A_TURN, Profile, profile_segments, time_stages
 from planner.progress import Progress, silent
 from planner.request import PlanRequest
 from planner.rules import Rules
@@ -29,7 +29,7 @@ from planner.verdict import rules_for, weigh
 
 MEASURED_ROUNDS_MS = 500.0
 """How long the rounds of one measurement of stages may take, unless three take longer."""
-MIN_ROUNDS, MAX_ROUNDS = 3, 9
+MIN_ROUNDS, MAX_ROUNDS = 3, 7
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def codec_of_edges(problem: Problem, codecs: Mapping[int, Codec]) -> tuple[Codec
 
 
 def _timer(graph: SegmentedGraph, profile: Profile) -> StageTimer:
-    rounds = round(MEASURED_ROUNDS_MS / max(profile.whole_ms, 1e-3))
+    rounds = round(MEASURED_ROUNDS_MS / max((RUNS_IN_A_TURN + 1) * profile.whole_ms, 1e-3))
     rounds = min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)
 
     def measure(ranges: Sequence[tuple[int, int]]) -> Sequence[float]:

@@ -23,6 +23,7 @@ from shards.session import open_session
 from shards.timing import WARM_UP_RUNS, run_often, time_kernels, time_once
 
 PACKING_ROUNDS = 5
+RUNS_IN_A_TURN = 2
 _LAYOUT = "_nchwc"
 """What onnxruntime appends to the name of a convolution that it moves to its blocked layout."""
 
@@ -71,7 +72,9 @@ def time_stages(
 ) -> list[float]:
     """Median time in ms of each half-open range of segments, run as the stage that it would be.
 
-    All stages are open at once and take turns, so that a slow moment of the machine hits all.
+    All stages are open at once and take turns, so that a slow moment of the machine hits all. In
+    each turn a stage runs a few times and the first does not count: the others' weights have pushed
+    its own out of the processor's cache, which a stage that runs alone on its device never sees.
     """
     stages = [take_stage(graph, first, end) for first, end in ranges]
     sessions = [_open(graph, stage, threads) for stage in stages]
@@ -80,10 +83,11 @@ def time_stages(
         for stage in stages
     ]
     samples: list[list[float]] = [[] for _ in stages]
-    for _ in range(WARM_UP_RUNS + rounds):
+    for _ in range(rounds):
         for session, feed, times in zip(sessions, feeds, samples, strict=True):
-            times.append(time_once(session, feed))
-    return [statistics.median(times[WARM_UP_RUNS:]) for times in samples]
+            time_once(session, feed)
+            times += [time_once(session, feed) for _ in range(RUNS_IN_A_TURN)]
+    return [statistics.median(times) for times in samples]
 
 
 def unpacked_ratio(graph: SegmentedGraph, batch_size: int, threads: int = 1) -> float:

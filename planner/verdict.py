@@ -82,7 +82,8 @@ def weigh(
     allowed = _allowed(rules)
     candidates = {name: its for name, its in found.items() if name in allowed}
     if not candidates:
-        raise errors[allowed[-1]]
+        # The most that was allowed says best what is missing; one device cannot have two stages.
+        raise errors[allowed[-1] if len(problem.devices) > 1 else allowed[0]]
     recommended = recommend(found, rules.objective)
     verdict = Verdict(
         alternatives=tuple(alternatives),

@@ -11,7 +11,7 @@ from contract.errors import PartitionError
 from contract.plan import load_plan
 from planner.choose import choose, with_codecs
 from planner.codec_choice import work_bytes
-from planner.cost_model import REFERENCE_RELAY, batches_per_s
+from planner.cost_model import REFERENCE_RELAY, batches_per_s, memory_bytes
 from planner.formulate import Site, formulate
 from planner.problem import BrokerCosts, DeviceCosts, Link
 from planner.request import Calibration, PlanRequest
@@ -73,10 +73,10 @@ def test_the_strategy_that_is_asked_for_overrides_the_recommended_one(small: Sma
 
 def test_a_model_that_no_device_can_hold_is_cut(small: Small) -> None:
     model = small("Plain")
-    whole = model.graph.model.weight_bytes
-    limited = site(
-        model, base_bytes=0, packing_factor=1.0, memory_bytes=round(0.9 * whole) + 200_000
-    )
+    free = site(model, base_bytes=0)
+    problem = formulate(model.graph, free, batch_size=1)
+    whole = memory_bytes(problem, problem.devices[0], 0, problem.num_segments)
+    limited = site(model, base_bytes=0, memory_bytes=whole - 1)
     choice = choose(model.graph, request(model, limited, codec="float32"))[-1]
     assert len(choice.decision.stages) > 1
     assert choice.verdict is not None
@@ -94,7 +94,7 @@ def test_what_fits_nowhere_is_explained(small: Small) -> None:
 def test_a_slow_link_is_met_by_a_lossy_codec_and_a_quick_one_is_not(small: Small) -> None:
     model = small("Plain")
     slow = site(model, slower=1.0, link=Link(2e5, 2e5))
-    choices = choose(model.graph, request(model, slow, strategy="pipeline"))
+    choices = choose(model.graph, request(model, slow, strategy="pipeline", cuts=("relu",)))
     assert choices[0].is_lossy
     assert not choices[-1].is_lossy
     assert choices[0].decision.rate > choices[-1].decision.rate * 1.01
@@ -127,6 +127,7 @@ def test_a_codec_whose_loss_is_too_large_is_given_up(small: Small, tmp_path: Pat
         tmp_path,
         site=lambda _profile: slow,
         strategy="pipeline",
+        cuts=("relu",),
         calibration=Calibration(np.asarray(images)),
         max_accuracy_drop=100.0,
     )
@@ -136,6 +137,7 @@ def test_a_codec_whose_loss_is_too_large_is_given_up(small: Small, tmp_path: Pat
         tmp_path,
         site=lambda _profile: slow,
         strategy="pipeline",
+        cuts=("relu",),
         calibration=Calibration(np.asarray(images)),
         max_accuracy_drop=-1.0,  # no codec can do that
     )
@@ -157,10 +159,8 @@ def test_a_plan_for_known_devices_is_placed_and_says_what_it_predicts(
     plan = model.plan(tmp_path, site=lambda _profile: where, codec="float32")
     assert load_plan(tmp_path / "m") == plan
     (spot,) = plan.placement
-    assert {replica.device: round(replica.speed, 2) for replica in spot.replicas} == {
-        "fast": 1.0,
-        "pi-0": 0.5,
-    }
+    speeds = {replica.device: replica.speed for replica in spot.replicas}
+    assert speeds == {"fast": 1.0, "pi-0": pytest.approx(0.5, abs=0.05)}
     assert plan.prediction is not None
     assert plan.verdict is not None
     assert len(plan.segments) == model.graph.num_segments
