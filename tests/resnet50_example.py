@@ -214,7 +214,7 @@ def unplaced(choices: Sequence[StageChoice]) -> Plan:
             end_segment=choice.end,
             inputs=(tensors[choice.first],),
             outputs=(tensors[choice.end],),
-            codec="int8" if index == 0 else "float32",
+            codec="int8" if index == 0 and len(choices) > 1 else "float32",
             graph=ShardFile(sha256=f"{index:x}" * 64, size_bytes=40_000),
             weights=ShardFile(sha256=f"{index + 5:x}" * 64, size_bytes=1_000_000),
             weight_bytes=4 * sum(w for _, _, w, _ in layers()[choice.first : choice.end]),
