@@ -17,13 +17,12 @@ from dataclasses import dataclass
 
 from planner.problem import DeviceCosts, Problem, RelayCosts, StageChoice
 
-RELAY_MS_PER_MESSAGE = 1.5
-RELAY_MS_PER_BYTE = 4.8e-6
-"""Processor time of a stage for a batch beyond its engine alone, where no device was asked:
-receive, check, hand from thread to thread, send on, and an engine that finds its caches cold. On
-the emulated cluster (bench/cluster; x86-64, one core) 2.0 ms for MobileNetV2 in three stages with
-messages of 100 KB, 5.4 ms for ResNet50 with 803 KB. A bare relay takes 0.21 ms at 75 KB and 2.4 ms
-at 1.6 MB."""
+RELAY_MS_PER_MESSAGE = 0.8
+RELAY_MS_PER_BYTE = 5.5e-6
+"""Processor time of a stage for a batch beyond its engine, where no device was asked: receive,
+check, hand from thread to thread, send on. On the emulated cluster (bench/cluster; x86-64, one
+core) 1.3 ms for MobileNetV2 in three stages with messages of 100 KB, 4 to 7 ms for ResNet50 with
+803 KB. A bare relay takes 0.21 ms at 75 KB and 2.4 ms at 1.6 MB."""
 RECEIVE_SHARE = 0.6
 """Receiving copies once more than sending: 2.4 ms against 0.8 ms at 1.6 MB, the same at 75 KB."""
 REFERENCE_RELAY = RelayCosts(RELAY_MS_PER_MESSAGE, RELAY_MS_PER_BYTE)
