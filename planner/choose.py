@@ -176,15 +176,7 @@ def _decide(
     if weighed.verdict.chosen != chosen:  # its stages are dearer than the whole model's times said
         chosen = weighed.verdict.chosen
         decision = measure(decision.problem, rules_for(chosen, rules))
-    verdict = weighed.verdict
-    prediction = predict(decision.problem, decision.solution, None, codecs, site.based_on)
-    alternatives = tuple(
-        alternative.model_copy(update={"prediction": prediction})
-        if alternative.strategy == chosen
-        else alternative
-        for alternative in verdict.alternatives
-    )
-    return decision, verdict.model_copy(update={"alternatives": alternatives, "chosen": chosen})
+    return decision, weighed.verdict.model_copy(update={"chosen": chosen})
 
 
 def _with_lossy_codecs(graph: SegmentedGraph, first: Choice, rules: Rules) -> list[Choice]:
@@ -229,6 +221,14 @@ def _choice(
         cuts = decision.boundaries[1:-1]
         edges = codec_of_edges(decision.problem, dict(zip(cuts, codecs, strict=True)))
         prediction = predict(decision.problem, decision.solution, None, edges, site.based_on)
+    if verdict is not None:
+        alternatives = tuple(
+            alternative.model_copy(update={"prediction": prediction})
+            if alternative.strategy == verdict.chosen
+            else alternative
+            for alternative in verdict.alternatives
+        )
+        verdict = verdict.model_copy(update={"alternatives": alternatives})
     return Choice(decision, (*codecs, "float32"), site, prediction, verdict)
 
 

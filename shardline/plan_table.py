@@ -3,7 +3,7 @@
 from rich import box
 from rich.table import Table
 
-from contract.plan import Plan
+from contract.plan import CodecVerification, Plan
 from contract.tensor_spec import BATCH, TensorSpec
 from shardline.console import size
 
@@ -74,6 +74,16 @@ def verification_line(plan: Plan) -> str:
         f"top-1 agrees on {check.top1_agreement:.0%} of {check.images} images, "
         f"against {check.reference}"
     )
+    if check.codecs is not None:
+        line += f"; {_what_codecs_cost(plan, check.codecs)}"
     if not check.conclusive:
         line += "; INCONCLUSIVE: the model's answers hardly differ between images"
     return line
+
+
+def _what_codecs_cost(plan: Plan, check: CodecVerification) -> str:
+    edges = [f"edge {s.stage_index + 1} {s.codec}" for s in plan.stages if s.codec != "float32"]
+    kept = f"the best class stays on {check.top1_agreement:.1%} of {check.images} images"
+    if check.labelled:
+        kept += f", accuracy falls by {check.accuracy_drop_points:.2f} points"
+    return f"with {', '.join(edges)}, {kept}"

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from contract.plan import Plan
+from contract.plan import CodecVerification, Plan
 from contract.prediction import Alternative, Prediction
 from shardline import figures
 from shardline.comparison import compare
+from shardline.plan_table import verification_line
 from shardline.verdict_table import gap_line, print_findings
 from tests import resnet50_example as example
 from tests.conftest import Run
@@ -146,3 +147,18 @@ def test_figures_keep_three_digits_and_their_unit() -> None:
     assert [figures.signed_percent(v) for v in (0.031, -0.12, 0.0001, None)] == [
         *("+3.1 %", "−12.0 %", "±0.0 %", "—")
     ]
+
+
+def test_what_codecs_cost_is_told_beside_the_verification(full: Plan) -> None:
+    check = CodecVerification(
+        images=40, labelled=0, top1_agreement=0.975, accuracy_drop_points=2.5, max_abs_difference=1
+    )
+    for labelled, words in (
+        (0, "with edge 1 int8, the best class stays on 97.5% of 40 images"),
+        (40, "accuracy falls by 2.50 points"),
+    ):
+        verification = full.verification.model_copy(
+            update={"codecs": check.model_copy(update={"labelled": labelled})}
+        )
+        assert words in verification_line(full.model_copy(update={"verification": verification}))
+    assert "best class" not in verification_line(full)

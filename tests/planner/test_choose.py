@@ -204,3 +204,13 @@ def test_a_shared_link_bounds_every_plan(small: Small) -> None:
     assert choice.decision.rate == pytest.approx(
         batches_per_s(choice.decision.problem, choice.decision.stages)
     )
+
+
+def test_the_verdict_tells_of_the_chosen_strategy_what_the_plan_will_do(small: Small) -> None:
+    model = small("Plain")
+    slow = site(model, slower=1.0, link=Link(2e5, 2e5))
+    for choice in choose(model.graph, request(model, slow, strategy="pipeline", cuts=("relu",))):
+        assert choice.verdict is not None
+        chosen = choice.verdict.of("pipeline")
+        assert chosen is not None
+        assert chosen.prediction == choice.prediction
