@@ -13,13 +13,12 @@ from contract.errors import PartitionError
 from contract.plan import Codec
 from contract.prediction import Prediction, SegmentCosts, Verdict
 from planner.codec_choice import codec_candidates, relax_codecs, work_bytes
-from planner.cost_model import batches_per_s
 from planner.decide import Decision, StageTimer, decide
 from planner.formulate import Site, formulate, stand_ins
 from planner.graph import SegmentedGraph
 from planner.partition import partition
 from planner.predict import predict
-from planner.problem import Problem, Solution, StageChoice
+from planner.problem import Problem, Solution
 from planner.profiler import RUNS_IN_A_TURN, Profile, profile_segments, time_stages
 from planner.progress import Progress, silent
 from planner.request import PlanRequest
@@ -175,26 +174,32 @@ def _decide(
     weighed = weigh(decision.problem, solve, rules, codecs, site.based_on)
     if weighed.verdict.chosen != chosen:  # its stages are dearer than the whole model's times said
         chosen = weighed.verdict.chosen
-        decision = measure(decision.problem, rules_for(chosen, rules))
+        decision = measure(problem, rules_for(chosen, rules))  # corrected once, not twice
     return decision, weighed.verdict.model_copy(update={"chosen": chosen})
 
 
 def _with_lossy_codecs(graph: SegmentedGraph, first: Choice, rules: Rules) -> list[Choice]:
-    """Choices that are faster than ``first`` by carrying less, the fastest first."""
+    """Choices that are better than ``first`` by carrying less, the best first.
+
+    For the objective «latency» batches a second are those of one batch at a time.
+    """
     problem, site = first.decision.problem, first.site
     if first.verdict is not None:
         rules = rules_for(first.verdict.chosen, rules)
     solutions: dict[Codec, Solution] = {}
 
+    def decided(packed: Problem, solution: Solution) -> Decision:
+        return Decision.of(packed, solution, rules.objective)
+
     def rate_with(codec: Codec) -> float:
         packed = with_codecs(problem, graph, dict.fromkeys(inner_edges(problem), codec))
         solutions[codec] = _solve(packed, rules)
-        return batches_per_s(packed, solutions[codec].stages)
+        return decided(packed, solutions[codec]).rate
 
     choices = []
     for codec in codec_candidates(rate_with):
-        stages = solutions[codec].stages
-        cuts = [stage.end for stage in stages[:-1]]
+        solution = solutions[codec]
+        cuts = [stage.end for stage in solution.stages[:-1]]
 
         def packed(codecs: Sequence[Codec], cuts: Sequence[int] = cuts) -> Problem:
             return with_codecs(problem, graph, dict(zip(cuts, codecs, strict=True)))
@@ -202,12 +207,12 @@ def _with_lossy_codecs(graph: SegmentedGraph, first: Choice, rules: Rules) -> li
         def rate_of(
             codecs: Sequence[Codec],
             packed: Callable[[Sequence[Codec]], Problem] = packed,
-            stages: tuple[StageChoice, ...] = stages,
+            solution: Solution = solution,
         ) -> float:
-            return batches_per_s(packed(codecs), stages)
+            return decided(packed(codecs), solution).rate
 
         codecs = relax_codecs((codec,) * len(cuts), rate_of)
-        decision = Decision.of(packed(codecs), stages, solutions[codec].bound)
+        decision = decided(packed(codecs), solution)
         choices.append(_choice(decision, first.verdict, site, codecs))
     return choices
 

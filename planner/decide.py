@@ -15,7 +15,7 @@ from planner.cost_model import batches_per_s, latency_ms
 from planner.partition import partition
 from planner.problem import Problem, Solution, StageChoice
 from planner.progress import Progress, silent
-from planner.rules import Rules
+from planner.rules import Objective, Rules
 
 MAX_ITERATIONS = 5
 MEASURING_S = 2.0
@@ -34,17 +34,20 @@ class Decision:
 
     problem: Problem
     solution: Solution
+    objective: Objective = "throughput"
 
     @classmethod
-    def of(cls, problem: Problem, stages: tuple[StageChoice, ...], bound: float) -> "Decision":
-        """These stages by the figures of ``problem``, and a bound of what others could reach."""
-        rate = batches_per_s(problem, stages)
-        return cls(problem, Solution(stages, rate, max(rate, bound)))
+    def of(cls, problem: Problem, solution: Solution, objective: Objective) -> "Decision":
+        """A solution by the figures of another problem; its bound is kept if it holds."""
+        value, bound = value_of(problem, solution.stages, objective), solution.bound
+        holds = max(value, bound) if objective == "throughput" else min(value, bound)
+        return cls(problem, Solution(solution.stages, value, holds), objective)
 
     @property
     def rate(self) -> float:
-        """Batches a second by the cost model."""
-        return batches_per_s(self.problem, self.stages)
+        """Batches a second: of a full pipeline or, for the objective «latency», one at a time."""
+        value = value_of(self.problem, self.stages, self.objective)
+        return value if self.objective == "throughput" else 1e3 / value
 
     @property
     def stages(self) -> tuple[StageChoice, ...]:
@@ -90,7 +93,7 @@ def decide(
         PartitionError: nothing that the rules allow is possible.
     """
     progress("deciding", 0.0)
-    current = Decision(problem, solve(problem, rules))
+    current = Decision(problem, solve(problem, rules), rules.objective)
     if time_stages is None:
         return current
     correction = Correction((1.0,) * problem.num_segments)
@@ -109,10 +112,12 @@ def decide(
         corrected = with_correction(problem, correction, segment_ms)
         # What was chosen before, by figures that know its stages; and what is best by them now.
         again = solve(corrected, rules)
-        tried.append(Decision(corrected, _revalue(corrected, current, again, rules)))
+        value = value_of(corrected, current.stages, rules.objective)
+        kept = Solution(current.stages, value, again.bound)
+        tried.append(Decision(corrected, kept, rules.objective))
         if again.stages == current.stages or time.monotonic() > deadline:
             break
-        current = Decision(corrected, again)
+        current = Decision(corrected, again, rules.objective)
     progress("measuring the stages", 1.0)
     best = max if rules.objective == "throughput" else min
     return best(tried, key=lambda decision: decision.solution.value)
@@ -180,9 +185,6 @@ def with_correction(
     )
 
 
-def _revalue(problem: Problem, chosen: Decision, best: Solution, rules: Rules) -> Solution:
-    """The chosen stages by these figures, with the bound that the best by them has."""
-    value = (batches_per_s if rules.objective == "throughput" else latency_ms)(
-        problem, chosen.stages
-    )
-    return Solution(chosen.stages, value, best.bound)
+def value_of(problem: Problem, stages: Sequence[StageChoice], objective: Objective) -> float:
+    """What these stages reach: batches a second, or the ms of one batch alone."""
+    return (batches_per_s if objective == "throughput" else latency_ms)(problem, stages)

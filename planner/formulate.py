@@ -38,14 +38,6 @@ def stand_ins(segment_ms: Sequence[float], count: int) -> Site:
     )
 
 
-def like_this_machine(segment_ms: Sequence[float], names: Sequence[str]) -> Site:
-    """Devices of which only the names are known."""
-    return Site(
-        devices=tuple(DeviceCosts(name, tuple(segment_ms), REFERENCE_RELAY) for name in names),
-        based_on="this machine's times for every device, without links and memory limits",
-    )
-
-
 def formulate(graph: SegmentedGraph, site: Site, batch_size: int) -> Problem:
     """The problem of placing ``graph`` on ``site``, all activations as they are."""
     edges = tuple(edge_bytes(graph, batch_size))

@@ -1,6 +1,6 @@
 """From the options of `plan` to the planner's terms: devices of a file, calibration images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from deploy.device_file import load_device_file
 from planner.choose import formulate_request, inner_edges, rules_of, with_codecs
 from planner.devices.boards import broker_costs, described_basis, described_costs, model_facts
 from planner.devices.fleet_costs import broker_from_profile, devices_from_profile
-from planner.formulate import Site, like_this_machine
+from planner.formulate import Site
 from planner.graph import SegmentedGraph
 from planner.partition import partition
 from planner.problem import Problem
@@ -27,11 +27,6 @@ MAX_CALIBRATION_IMAGES = 1000
 MEASURED_SUFFIX = ".json"
 
 SiteMaker = Callable[[Profile], Site]
-
-
-def site_of_names(names: Sequence[str]) -> SiteMaker:
-    """Devices of which only the names are known."""
-    return lambda profile: like_this_machine(profile.segment_ms, names)
 
 
 def site_of_file(path: Path, graph: SegmentedGraph, batch_size: int, threads: int) -> SiteMaker:

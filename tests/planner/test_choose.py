@@ -11,7 +11,7 @@ from contract.errors import PartitionError
 from contract.plan import load_plan
 from planner.choose import choose, with_codecs
 from planner.codec_choice import work_bytes
-from planner.cost_model import REFERENCE_RELAY, batches_per_s, memory_bytes
+from planner.cost_model import REFERENCE_RELAY, batches_per_s, latency_ms, memory_bytes
 from planner.formulate import Site, formulate
 from planner.problem import BrokerCosts, DeviceCosts, Link
 from planner.request import Calibration, PlanRequest
@@ -214,3 +214,15 @@ def test_the_verdict_tells_of_the_chosen_strategy_what_the_plan_will_do(small: S
         chosen = choice.verdict.of("pipeline")
         assert chosen is not None
         assert chosen.prediction == choice.prediction
+
+
+def test_codecs_are_chosen_for_the_objective_that_is_asked_for(small: Small) -> None:
+    model = small("Plain")
+    slow = site(model, slower=1.0, link=Link(2e5, 2e5))
+    wanted = request(model, slow, strategy="pipeline", cuts=("relu",), objective="latency")
+    choices = choose(model.graph, wanted)
+    assert choices[0].is_lossy
+    best, plain = choices[0].decision, choices[-1].decision
+    assert best.solution.value == pytest.approx(latency_ms(best.problem, best.stages))
+    assert best.solution.value < plain.solution.value
+    assert best.solution.bound <= best.solution.value
