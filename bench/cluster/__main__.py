@@ -112,6 +112,8 @@ def _study(
                 arguments.batch,
             )
             show(setting.rows)
+            speeds = " and ".join(f"{rate:.2f}" for rate in setting.control_when_profiled)
+            print(f"the control before and after profiling: {speeds} images/s")
             print(f"recommended: {setting.recommended}; the same: {setting.same}", flush=True)
             found.append(asdict(setting))
     return {"settings": found}

@@ -43,6 +43,10 @@ class PlanRow:
     ``bound`` is what the stages reached alone, without messages and in the same shares, as a share
     of the control: the slowest sets it. ``of_bound`` is what the plan reached of it: its losses to
     messages and to waiting.
+
+    ``error_at_same_speed`` is ``error`` with the machine's own drift divided out: a prediction
+    holds for the speed that the devices had while they measured themselves, and a shared machine is
+    faster or slower some minutes later, as the control shows. None without a control from then.
     """
 
     name: str
@@ -52,6 +56,7 @@ class PlanRow:
     images_per_s: float
     images_per_s_range: tuple[float, float]
     error: float | None
+    error_at_same_speed: float | None
     control_images_per_s: float
     of_control: float
     of_control_range: tuple[float, float]
@@ -74,18 +79,20 @@ def compare(
     rounds: int,
     seconds: float,
     window: int | None,
+    control_when_profiled: float | None = None,
 ) -> list[PlanRow]:
-    """Run all plans and the control in turn, ``rounds`` times over.
+    """Run all plans in turn, ``rounds`` times over, and after each one its stages and the control.
 
     Args:
         folders: plan folders, placed on the cluster's devices.
         whole: folder of a plan of one stage of the same model, for the control.
         window: batches in flight; what a client would choose by itself when None.
+        control_when_profiled: images a second of the control while the devices were measured.
     """
     plans = [load_plan(folder) for folder in folders]
     runs: list[list[RunFigures]] = [[] for _ in plans]
     alone: list[list[WorkerRates]] = [[] for _ in plans]
-    controls: list[WorkerRates] = []
+    controls: list[list[WorkerRates]] = [[] for _ in plans]
     with ExitStack() as stack:
         workers = stack.enter_context(cluster.control(load_plan(whole), whole))
         stages = [
@@ -99,10 +106,9 @@ def compare(
                 runs[index].append(cluster.run(plans[index], seconds, window))
                 with cluster.limited():
                     alone[index].append(stages[index].run(seconds / 2))
-            with cluster.limited():
-                controls.append(workers.run(seconds))
+                    controls[index].append(workers.run(seconds / 2))
     return [
-        row(plan, folder, runs[index], alone[index], controls)
+        row(plan, folder, runs[index], alone[index], controls[index], control_when_profiled)
         for index, (plan, folder) in enumerate(zip(plans, folders, strict=True))
     ]
 
@@ -113,6 +119,7 @@ def row(
     runs: Sequence[RunFigures],
     alone: Sequence[WorkerRates],
     controls: Sequence[WorkerRates],
+    control_when_profiled: float | None = None,
 ) -> PlanRow:
     """Sum up the rounds of one plan. Each ratio is taken within its round. Pure."""
     rates = [run.images_per_s for run in runs]
@@ -122,6 +129,7 @@ def row(
     bounds = [slowest_stage(plan, rates) for rates in alone]
     bound = statistics.median(b / c.together for b, c in zip(bounds, controls, strict=True))
     of_bound = statistics.median(r.images_per_s / b for r, b in zip(runs, bounds, strict=True))
+    error = predicted.images_per_s / measured - 1 if predicted else None
     replicas = max(len(spot.replicas) for spot in plan.placement)
     strategy = (
         ("replicas" if replicas > 1 else "single")
@@ -135,7 +143,12 @@ def row(
         predicted_images_per_s=predicted.images_per_s if predicted else None,
         images_per_s=measured,
         images_per_s_range=(min(rates), max(rates)),
-        error=predicted.images_per_s / measured - 1 if predicted else None,
+        error=error,
+        error_at_same_speed=(
+            None
+            if error is None or control_when_profiled is None
+            else (1 + error) * control.together / control_when_profiled - 1
+        ),
         control_images_per_s=control.together,
         of_control=statistics.median(ratios),
         of_control_range=(min(ratios), max(ratios)),
@@ -193,7 +206,7 @@ def show(rows: Sequence[PlanRow]) -> None:
     """Print the table."""
     print(
         "plan                 strategy            predicted  measured (range)         error"
-        "   of control (range)     bound  of bound  p50 ms  lost"
+        "  same speed   of control (range)     bound  of bound  p50 ms  lost"
     )
     for one in rows:
         low, high = one.images_per_s_range
@@ -201,6 +214,7 @@ def show(rows: Sequence[PlanRow]) -> None:
         print(
             f"{one.name:20} {one.strategy:18} {_number(one.predicted_images_per_s, 10)}  "
             f"{one.images_per_s:8.2f} ({low:.2f}…{high:.2f})  {_percent(one.error)}  "
+            f"{_percent(one.error_at_same_speed):>10}  "
             f"{one.of_control:6.3f} ({least:.3f}…{most:.3f})  {one.bound:6.3f}  "
             f"{one.of_bound:8.3f}  {one.latency_ms_p50:6.0f}  {one.lost:4}"
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from bench.cluster.compare import PlanRow, compare
 from bench.cluster.devices import EmulatedDevice
 from bench.cluster.rig import Cluster
+from bench.cluster.workers import median_rates
 from contract.errors import PartitionError
 from contract.plan import Plan
 from contract.prediction import Strategy
@@ -33,6 +34,7 @@ from planner.request import PlanRequest
 from planner.rules import Method
 
 PATIENCE_S = 60.0
+CONTROL_S = 4.0
 PROFILE = ProfileRequest(budget_s=4.0, probe_s=1.0)
 
 
@@ -86,6 +88,8 @@ class Setting:
     recommended: str
     same: dict[str, str]
     """Plans that are the same as another one, by name."""
+    control_when_profiled: tuple[float, float]
+    """Images a second of the control before and after the devices measured themselves."""
 
 
 def study(
@@ -101,15 +105,18 @@ def study(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="study-")))
         cluster = stack.enter_context(Cluster(devices, broker_mbit, broker_mbit))
-        with cluster.limited():
+        whole = _build(model, folder, Wanted("whole"), None, batch)
+        assert whole is not None
+        with cluster.control(whole, folder / "whole") as workers, cluster.limited():
+            before = workers.run(CONTROL_S)
             profile = profile_devices(cluster, model.graph, folder, batch)
+            after = workers.run(CONTROL_S)
+        then = median_rates([before, after]).together
         site = Site(
             devices_from_profile(profile, batch),
             "measured on the emulated devices",
             broker_from_profile(profile),
         )
-        whole = _build(model, folder, Wanted("whole"), None, batch)
-        assert whole is not None
         plans: dict[str, Plan] = {}
         same: dict[str, str] = {}
         for one in wanted:
@@ -128,6 +135,7 @@ def study(
             rounds,
             seconds,
             window=None,
+            control_when_profiled=then,
         )
     return Setting(
         model.name,
@@ -136,6 +144,7 @@ def study(
         tuple(rows),
         same.get("recommended", "recommended"),
         same,
+        (before.together, after.together),
     )
 
 

@@ -168,6 +168,9 @@ def test_a_prediction_stands_beside_what_was_measured(tmp_path: Path) -> None:
     run = dataclasses.replace(run_figures(10.0), devices=(device,))
     found = row(plan, tmp_path, [run], [WorkerRates((10.0,))], [WorkerRates((11.0,))])
     assert found.error == pytest.approx(-0.1)
+    assert found.error_at_same_speed is None
+    faster = row(plan, tmp_path, [run], [WorkerRates((10.0,))], [WorkerRates((11.0,))], 10.0)
+    assert faster.error_at_same_speed == pytest.approx(-0.01)
     assert found.predicted_latency_ms == 2.0
     (shown,) = found.devices
     assert (shown.predicted_compute_ms, shown.alone_ms) == (90.0, 100.0)
