@@ -8,17 +8,16 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 from bench.cluster.compare import PlanRow, compare
 from bench.cluster.devices import EmulatedDevice
 from bench.cluster.rig import Cluster
-from bench.cluster.workers import median_rates
+from bench.cluster.workers import ControlWorkers, median_rates
 from contract.errors import PartitionError
 from contract.plan import Plan
 from contract.prediction import Strategy
-from contract.profile import FleetProfile
+from contract.profile import DeviceProfile, FleetProfile
 from planner.build import build_plan
 from planner.canonical import canonicalise
 from planner.devices.fleet_costs import broker_from_profile, devices_from_profile
@@ -90,6 +89,8 @@ class Setting:
     """Plans that are the same as another one, by name."""
     control_when_profiled: tuple[float, float]
     """Images a second of the control before and after the devices measured themselves."""
+    relay_ms: dict[str, tuple[float, float]]
+    """What each device found for a message: ms, and ms a byte."""
 
 
 def study(
@@ -109,7 +110,7 @@ def study(
         assert whole is not None
         with cluster.control(whole, folder / "whole") as workers, cluster.limited():
             before = workers.run(CONTROL_S)
-            profile = profile_devices(cluster, model.graph, folder, batch)
+            profile = profile_devices(cluster, workers, model.graph, folder, batch)
             after = workers.run(CONTROL_S)
         then = median_rates([before, after]).together
         site = Site(
@@ -145,31 +146,36 @@ def study(
         same.get("recommended", "recommended"),
         same,
         (before.together, after.together),
+        {d.device: (d.relay_message_ms, d.relay_byte_ms) for d in profile.devices},
     )
 
 
 def profile_devices(
-    cluster: Cluster, graph: SegmentedGraph, folder: Path, batch: int
+    cluster: Cluster, workers: ControlWorkers, graph: SegmentedGraph, folder: Path, batch: int
 ) -> FleetProfile:
-    """What the devices say of themselves, each share measured by itself.
+    """What the devices say of themselves, one of each share at a time while all others work.
 
     The quotas are of control groups that the devices cannot see: to them all are of one kind.
     """
     request = replace(PROFILE, batch_sizes=(batch,))
-    ordered = sorted(cluster.devices, key=lambda device: device.quota)
-    found = []
-    for quota, group in groupby(ordered, key=lambda device: device.quota):
-        names = tuple(device.name for device in group)
-        cache = ProfileCache(folder / f"profiles-{quota}")
-        with FleetProfiler(cluster.connect, cluster.cluster, "profiler", cache) as profiler:
-            asked = replace(request, devices=names)
-            found.append(profiler.profile(graph, asked, PATIENCE_S))
+    of_share: dict[float, DeviceProfile] = {}
+    for index, device in enumerate(cluster.devices):
+        if device.quota in of_share:
+            continue
+        cache = ProfileCache(folder / f"profiles-{device.quota}")
+        with (
+            FleetProfiler(cluster.connect, cluster.cluster, "profiler", cache) as profiler,
+            workers.busy(spared=index),
+        ):
+            asked = replace(request, devices=(device.name,))
+            (of_share[device.quota],) = profiler.profile(graph, asked, PATIENCE_S).devices
     with FleetProfiler(cluster.connect, cluster.cluster, "profiler", cache) as profiler:
         together = profiler.profile(graph, request, PATIENCE_S)
-    measured = {device.device: device for profile in found for device in profile.devices}
-    return together.model_copy(
-        update={"devices": tuple(measured[device.name] for device in cluster.devices)}
+    devices = tuple(
+        of_share[device.quota].model_copy(update={"device": device.name})
+        for device in cluster.devices
     )
+    return together.model_copy(update={"devices": devices})
 
 
 def _build(

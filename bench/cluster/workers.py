@@ -4,8 +4,10 @@ As many whole-model workers as devices: every ratio is against them, what N devi
 ever waited for another. And the stages of a plan, each alone: the slowest bounds the plan.
 """
 
+import contextlib
 import statistics
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from pathlib import Path
 from bench.cluster.cgroups import ProcessorShare
 from bench.cluster.devices import DEVICES_CPU
 from bench.workers import WholeModelWorker
+
+TURN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,32 @@ class ControlWorkers:
         for worker in self._workers:
             worker.start(seconds)
         return WorkerRates(tuple(worker.images_per_s() for worker in self._workers))
+
+    @contextlib.contextmanager
+    def busy(self, spared: int) -> Iterator[None]:
+        """Keep all but one working, as they do while a plan runs.
+
+        Devices that stand for machines of their own share this machine's caches and memory here:
+        one that is measured while the others idle finds its weights in a cache that it will not
+        have to itself.
+        """
+        working = [worker for index, worker in enumerate(self._workers) if index != spared]
+        ended = threading.Event()
+
+        def work() -> None:
+            while not ended.is_set():
+                for worker in working:
+                    worker.start(TURN_S)
+                for worker in working:
+                    worker.images_per_s()
+
+        thread = threading.Thread(target=work, name="busy-workers")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def __enter__(self) -> "ControlWorkers":
         return self
