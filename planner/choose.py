@@ -24,7 +24,7 @@ from planner.progress import Progress, silent
 from planner.request import PlanRequest
 from planner.rules import Rules
 from planner.split import boundaries_of
-from planner.verdict import rules_for, weigh
+from planner.verdict import reason_for, rules_for, weigh
 
 MEASURED_ROUNDS_MS = 500.0
 """How long the rounds of one measurement of stages may take, unless three take longer."""
@@ -233,7 +233,10 @@ def _choice(
             else alternative
             for alternative in verdict.alternatives
         )
-        verdict = verdict.model_copy(update={"alternatives": alternatives})
+        # A codec makes the chosen one better than it was when all were weighed: say so.
+        found = {each.strategy: each.prediction for each in alternatives if each.prediction}
+        reason = reason_for(verdict.recommended, decision.problem, found, decision.objective)
+        verdict = verdict.model_copy(update={"alternatives": alternatives, "reason": reason})
     return Choice(decision, (*codecs, "float32"), site, prediction, verdict)
 
 

@@ -89,9 +89,19 @@ def weigh(
         alternatives=tuple(alternatives),
         recommended=recommended,
         chosen=recommend(candidates, rules.objective),
-        reason=f"{recommended}: {_Reason(problem, found, rules.objective).text(recommended)}",
+        reason=reason_for(recommended, problem, found, rules.objective),
     )
     return Weighed(verdict, solutions)
+
+
+def reason_for(
+    strategy: Strategy,
+    problem: Problem,
+    found: Mapping[Strategy, Prediction],
+    objective: Objective,
+) -> str:
+    """Why a strategy is recommended, in one sentence with the figures that decided."""
+    return f"{strategy}: {_Reason(problem, found, objective).text(strategy)}"
 
 
 def recommend(found: Mapping[Strategy, Prediction], objective: Objective) -> Strategy:

@@ -26,6 +26,7 @@ class DeviceRow:
     device: str
     stage_index: int
     predicted_compute_ms: float | None
+    predicted_relay_ms: float | None
     alone_ms: float
     compute_ms: float
     cpu_ms: float
@@ -191,6 +192,7 @@ def _device_row(plan: Plan, figures: Sequence[DeviceFigures], alone_ms: float) -
         device=name,
         stage_index=figures[0].stage_index,
         predicted_compute_ms=predicted.compute_ms if predicted else None,
+        predicted_relay_ms=predicted.relay_ms if predicted else None,
         alone_ms=alone_ms,
         compute_ms=middle(f.compute_ms for f in used) if used else 0.0,
         cpu_ms=middle(f.main_ms + f.others_ms for f in figures),

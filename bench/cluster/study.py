@@ -34,7 +34,7 @@ from planner.rules import Method
 
 PATIENCE_S = 60.0
 CONTROL_S = 4.0
-PROFILE = ProfileRequest(budget_s=4.0, probe_s=1.0)
+PROFILE = ProfileRequest(budget_s=4.0, probe_s=2.0)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,8 @@ def profile_devices(
             FleetProfiler(cluster.connect, cluster.cluster, "profiler", cache) as profiler,
             workers.busy(spared=index),
         ):
-            asked = replace(request, devices=(device.name,))
+            budget_s = max(PROFILE.budget_s, 1 / device.quota)  # the slower, the longer a run
+            asked = replace(request, devices=(device.name,), budget_s=budget_s)
             (of_share[device.quota],) = profiler.profile(graph, asked, PATIENCE_S).devices
     with FleetProfiler(cluster.connect, cluster.cluster, "profiler", cache) as profiler:
         together = profiler.profile(graph, request, PATIENCE_S)

@@ -13,7 +13,7 @@ it takes more, which is so for convolutions (ResNet50: 2.2 bytes, and 1.6 when p
 onnxruntime 1.23.2), giving prepacking up is not offered."""
 
 
-MESSAGE_BESIDE_ENGINE, BYTE_BESIDE_ENGINE = 1.7, 1.6
+MESSAGE_BESIDE_ENGINE, BYTE_BESIDE_ENGINE = 1.3, 1.3
 """A stage pays more for a message than the probe, which sends to itself and checks nothing: it
 hands it from thread to thread and remembers it. On the emulated cluster (bench/cluster) a stage
 took 0.8 ms a message and 5.5 ns a byte where the probe found 0.46 ms and 3.4 ns."""

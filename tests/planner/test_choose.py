@@ -15,6 +15,7 @@ from planner.cost_model import REFERENCE_RELAY, batches_per_s, latency_ms, memor
 from planner.formulate import Site, formulate
 from planner.problem import BrokerCosts, DeviceCosts, Link
 from planner.request import Calibration, PlanRequest
+from planner.verdict import figure
 from tests.planner.conftest import Cached, flops_profile
 
 Small = Callable[[str], Cached]
@@ -226,3 +227,19 @@ def test_codecs_are_chosen_for_the_objective_that_is_asked_for(small: Small) -> 
     assert best.solution.value == pytest.approx(latency_ms(best.problem, best.stages))
     assert best.solution.value < plain.solution.value
     assert best.solution.bound <= best.solution.value
+
+
+def test_the_reason_tells_the_rate_that_a_lossy_codec_brings(small: Small) -> None:
+    model = small("Plain")
+    problem = formulate(model.graph, site(model, base_bytes=0), batch_size=1)
+    whole = memory_bytes(problem, problem.devices[0], 0, problem.num_segments)
+    slow = site(
+        model, slower=1.0, link=Link(2e5, 2e5), base_bytes=0, memory_bytes=whole - 1, count=2
+    )
+    choices = choose(model.graph, request(model, slow))
+    assert choices[0].is_lossy
+    for choice in choices:
+        assert choice.verdict is not None
+        assert choice.prediction is not None
+        assert choice.verdict.recommended == choice.verdict.chosen
+        assert f"{figure(choice.prediction.images_per_s)} images/s" in choice.verdict.reason
