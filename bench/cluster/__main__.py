@@ -110,6 +110,7 @@ def _study(
                 arguments.rounds,
                 arguments.seconds,
                 arguments.batch,
+                _kept(arguments.profiles, name, devices),
             )
             show(setting.rows)
             speeds = " and ".join(f"{rate:.2f}" for rate in setting.control_when_profiled)
@@ -117,6 +118,16 @@ def _study(
             print(f"recommended: {setting.recommended}; the same: {setting.same}", flush=True)
             found.append(asdict(setting))
     return {"settings": found}
+
+
+def _kept(profiles: Path | None, model: str, devices: Sequence[EmulatedDevice]) -> Path | None:
+    """The folder for the timings of these devices and this model, made if need be."""
+    if profiles is None:
+        return None
+    quotas = "-".join(f"{device.quota:g}" for device in devices)
+    folder = profiles / f"{model}-{quotas}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _run(
@@ -181,6 +192,10 @@ def main() -> None:
         if name != "calibrate":
             command.add_argument("--window", type=int, help="batches in flight")
             command.add_argument("--batch", type=int, default=1)
+        if name in ("verdict", "scaling"):
+            command.add_argument(
+                "--profiles", type=Path, help="keep the devices' timings here, for other links"
+            )
         if name == "compare":
             command.add_argument("--plans", type=Path, nargs="+", required=True)
             command.add_argument(

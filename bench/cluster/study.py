@@ -4,6 +4,8 @@ The devices measure themselves, as `shardline profile` lets them; the planner de
 say; every strategy and partitioner that gives another plan runs in turn with the control.
 """
 
+import json
+import statistics
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,7 +15,7 @@ from pathlib import Path
 from bench.cluster.compare import PlanRow, compare
 from bench.cluster.devices import EmulatedDevice
 from bench.cluster.rig import Cluster
-from bench.cluster.workers import ControlWorkers, median_rates
+from bench.cluster.workers import ControlWorkers
 from contract.errors import PartitionError
 from contract.plan import Plan
 from contract.prediction import Strategy
@@ -87,7 +89,7 @@ class Setting:
     recommended: str
     same: dict[str, str]
     """Plans that are the same as another one, by name."""
-    control_when_profiled: tuple[float, float]
+    control_when_profiled: tuple[float, ...]
     """Images a second of the control before and after the devices measured themselves."""
     relay_ms: dict[str, tuple[float, float]]
     """What each device found for a message: ms, and ms a byte."""
@@ -101,18 +103,24 @@ def study(
     rounds: int,
     seconds: float,
     batch: int = 1,
+    kept: Path | None = None,
 ) -> Setting:
-    """One setting: measure the devices, plan, run everything in turn."""
+    """One setting: measure the devices, plan, run everything in turn.
+
+    ``kept`` is a folder for what the same devices took for this model: measured once, whatever the
+    links are.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="study-")))
         cluster = stack.enter_context(Cluster(devices, broker_mbit, broker_mbit))
         whole = _build(model, folder, Wanted("whole"), None, batch)
         assert whole is not None
+        timings = kept or folder
         with cluster.control(whole, folder / "whole") as workers, cluster.limited():
-            before = workers.run(CONTROL_S)
-            profile = profile_devices(cluster, workers, model.graph, folder, batch)
-            after = workers.run(CONTROL_S)
-        then = median_rates([before, after]).together
+            then = [workers.run(CONTROL_S).together]
+            profile = profile_devices(cluster, workers, model.graph, timings, batch)
+            then.append(workers.run(CONTROL_S).together)
+        then = _of_first_time(timings / "control.json", then)
         site = Site(
             devices_from_profile(profile, batch),
             "measured on the emulated devices",
@@ -136,7 +144,7 @@ def study(
             rounds,
             seconds,
             window=None,
-            control_when_profiled=then,
+            control_when_profiled=statistics.fmean(then),
         )
     return Setting(
         model.name,
@@ -145,7 +153,7 @@ def study(
         tuple(rows),
         same.get("recommended", "recommended"),
         same,
-        (before.together, after.together),
+        tuple(then),
         {d.device: (d.relay_message_ms, d.relay_byte_ms) for d in profile.devices},
     )
 
@@ -177,6 +185,13 @@ def profile_devices(
         for device in cluster.devices
     )
     return together.model_copy(update={"devices": devices})
+
+
+def _of_first_time(file: Path, control: list[float]) -> list[float]:
+    """The control of when the timings that are kept beside ``file`` were measured."""
+    if not file.exists():
+        file.write_text(json.dumps(control))
+    return list(json.loads(file.read_text()))
 
 
 def _build(
