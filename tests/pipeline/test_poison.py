@@ -1,107 +1,123 @@
-"""A batch that kills whoever computes it is dead after two deaths; all others have an answer."""
+"""A batch that kills devices is given up after three of them; one that was only near is not."""
 
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from broker.embedded import EmbeddedBroker
-from broker.transport import Connect
-from client.batch import Batch, DeathReason
+from broker.memory import MemoryBroker
+from client.batch import DeathReason
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
-from contract.plan import Plan
-from tests.conftest import StartStage
-from tests.pipeline.deadly_stage import DEADLY
-from tests.pipeline.fakes import Run, make_batches, publish_plan
-from tests.tiny import HEIGHT, WIDTH, make_tiny_plan
+from contract.activation import Activation
+from contract.nack import NackReason
+from contract.status import DeviceState
+from tests.pipeline.fakes import FakeDevice, Run, make_batches, publish_plan
+from tests.tiny import make_tiny_plan
 
-
-class Supervised:
-    """A stage process that is started again whenever it dies, as a container is."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._command = [sys.executable, "-m", "tests.pipeline.deadly_stage", "stage", *arguments]
-        self.deaths = 0
-        self._ending = threading.Event()
-        self._process = self._start()
-        self._thread = threading.Thread(target=self._supervise)
-        self._thread.start()
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def _supervise(self) -> None:
-        while True:
-            status = self._process.wait()
-            if self._ending.is_set():
-                return
-            self.deaths += status == -9
-            self._process = self._start()
-
-    def end(self) -> None:
-        self._ending.set()
-        self._process.terminate()
-        self._thread.join(timeout=15)
-        if self._thread.is_alive():
-            self._process.kill()
-            self._thread.join(timeout=5)
+CLUSTER = "home"
+Behaviour = Callable[[FakeDevice, Activation], None]
+OpenPipeline = Callable[[Behaviour], tuple[Pipeline, FakeDevice]]
 
 
 @pytest.fixture
-def devices(unique: str) -> tuple[str, ...]:
-    return tuple(f"pi-{index}-{unique}" for index in range(3))
+def open_pipeline(tmp_path: Path) -> Iterator[OpenPipeline]:
+    """Three devices, the second of which the test writes."""
+    closing: list[FakeDevice | Pipeline] = []
 
-
-@pytest.fixture
-def plan(tmp_path: Path, devices: tuple[str, ...], cluster: str) -> Plan:
-    return make_tiny_plan(tmp_path, devices=devices, cluster=cluster)
-
-
-@pytest.fixture
-def first(
-    tmp_path: Path, shared_broker: EmbeddedBroker, devices: tuple[str, ...], cluster: str
-) -> Iterator[Supervised]:
-    process = Supervised(
-        *("--device", devices[0], "--shards", str(tmp_path), "--cluster", cluster),
-        *("--broker", str(shared_broker.address), "--engine", "identity", "--threads", "1"),
-        *("--cache", str(tmp_path / "cache")),
-    )
-    yield process
-    process.end()
-
-
-def deadly(batch: Batch) -> Batch:
-    white = np.full((2, 1, HEIGHT, WIDTH), DEADLY, np.uint8)
-    return Batch({"image": white}, batch.names)
-
-
-def test_a_batch_that_kills_its_stage_is_dead_and_the_others_are_not(
-    tmp_path: Path,
-    connect: Connect,
-    cluster: str,
-    unique: str,
-    plan: Plan,
-    devices: tuple[str, ...],
-    first: Supervised,
-    start_stage: StartStage,
-) -> None:
-    for device in devices[1:]:
-        start_stage(device, tmp_path)
-    publish_plan(connect, plan, cluster)
-    batches = make_batches(30)
-    batches[12] = deadly(batches[12])
-    settings = ClientSettings(f"client-{unique}", cluster, ready_timeout_s=30)
-    with Pipeline(settings, connect) as pipeline:
+    def open_it(behave: Behaviour) -> tuple[Pipeline, FakeDevice]:
+        broker = MemoryBroker()
+        plan = make_tiny_plan(tmp_path, cluster=CLUSTER)
+        publish_plan(broker.connect, plan, CLUSTER)
+        behaviours: list[Behaviour] = [FakeDevice.answer, behave, FakeDevice.answer]
+        fakes = [
+            FakeDevice(broker.connect, CLUSTER, plan, f"pi-{index}", behaviour)
+            for index, behaviour in enumerate(behaviours)
+        ]
+        pipeline = Pipeline(ClientSettings(name="me", cluster=CLUSTER, window=2), broker.connect)
+        closing.extend((*fakes, pipeline))
         pipeline.open()
-        run = Run(pipeline, batches).go()
-        run.keeps_the_promise(dead=1)
-    [dead] = run.dead
-    assert dead.batch_id.seq == 12
-    assert dead.reason is DeathReason.POISON
-    assert "died 2 times" in dead.detail
-    assert first.deaths == 2
+        return pipeline, fakes[1]
+
+    yield open_it
+    for thing in closing:
+        thing.close()
+
+
+def die_and_restart(fake: FakeDevice, *, same_start: bool = False) -> None:
+    """What the broker and the device say when a process is killed and, later, started again."""
+    fake.announce(DeviceState.OFFLINE)
+    time.sleep(0.1)
+    if not same_start:
+        fake.boot = secrets.randbits(53)
+    fake.announce(DeviceState.ONLINE)
+
+
+def test_a_batch_that_three_starts_of_a_device_did_not_survive_is_poison(
+    open_pipeline: OpenPipeline,
+) -> None:
+    def behave(fake: FakeDevice, activation: Activation) -> None:
+        if activation.header.batch_id.seq == 5:
+            die_and_restart(fake)
+        else:
+            fake.answer(activation)
+
+    pipeline, fake = open_pipeline(behave)
+    run = Run(pipeline, make_batches(20)).go()
+    run.keeps_the_promise(dead=1)
+    assert (run.dead[0].batch_id.seq, run.dead[0].reason) == (5, DeathReason.POISON)
+    assert "have died" in run.dead[0].detail
+    assert fake.attempts(5) == [0, 1, 2]
+
+
+def test_deaths_and_refusals_count_together(open_pipeline: OpenPipeline) -> None:
+    """As a stage does that has seen the batch kill it twice: it says so the third time."""
+
+    def behave(fake: FakeDevice, activation: Activation) -> None:
+        header = activation.header
+        if header.batch_id.seq != 5:
+            fake.answer(activation)
+        elif header.attempt < 2:
+            die_and_restart(fake)
+        else:
+            fake.refuse(activation, NackReason.POISON)
+
+    pipeline, fake = open_pipeline(behave)
+    run = Run(pipeline, make_batches(20)).go()
+    run.keeps_the_promise(dead=1)
+    assert run.dead[0].reason is DeathReason.POISON
+    assert fake.attempts(5) == [0, 1, 2]
+
+
+def test_a_device_that_was_only_away_is_not_held_against_the_batch(
+    open_pipeline: OpenPipeline,
+) -> None:
+    """A cut link looks like a death until the same start of the device is back."""
+
+    def behave(fake: FakeDevice, activation: Activation) -> None:
+        header = activation.header
+        if header.batch_id.seq == 5 and header.attempt < 4:
+            die_and_restart(fake, same_start=True)
+        else:
+            fake.answer(activation)
+
+    pipeline, fake = open_pipeline(behave)
+    run = Run(pipeline, make_batches(20)).go()
+    run.keeps_the_promise()
+    assert fake.attempts(5) == list(range(5))
+
+
+def test_a_batch_that_was_in_the_queue_behind_is_not_accused(open_pipeline: OpenPipeline) -> None:
+    """Three deaths, each with another batch in compute: no batch has more than one of them."""
+
+    def behave(fake: FakeDevice, activation: Activation) -> None:
+        header = activation.header
+        if header.batch_id.seq in (3, 9, 15) and header.attempt == 0:
+            die_and_restart(fake)
+        else:
+            fake.answer(activation)
+
+    pipeline, _fake = open_pipeline(behave)
+    Run(pipeline, make_batches(20)).go().keeps_the_promise()
