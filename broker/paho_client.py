@@ -11,6 +11,7 @@ What is overridden are paho's internals: it fits the one version that pyproject.
 tests/broker hold it to paho's behaviour.
 """
 
+import ssl
 import threading
 import time
 from functools import lru_cache
@@ -48,14 +49,22 @@ class PahoClient(mqtt.Client):
         self._ahead = bytearray(READ_AHEAD_BYTES)
         self._start_reading()
         self._write_lock = threading.RLock()
-        """Held by whoever writes to the socket, and while there is another one to be."""
+        """Held by whoever writes to the socket, and while there is another one to be. By TLS also by
+        whoever reads: OpenSSL wants one thread at a time in a connection."""
+        self.tls_failure: ssl.SSLError | None = None
+        """What TLS complained of since the last attempt to connect."""
         super().__init__(*arguments, **named)
 
     def reconnect(self) -> MQTTErrorCode:
         """See paho. Nobody writes meanwhile, and nothing of the old connection is read."""
         with self._write_lock:
             self._start_reading()
-            return super().reconnect()
+            self.tls_failure = None
+            try:
+                return super().reconnect()
+            except ssl.SSLError as error:
+                self.tls_failure = error
+                raise
 
     # Reading: on the network thread alone.
 
@@ -132,7 +141,7 @@ class PahoClient(mqtt.Client):
                 continue
             got = self._receive(rest)
             self._filled += got
-            if got < len(rest):
+            if got < len(rest) and not self._ssl:  # by TLS it is the end of a record, no more
                 return False
         return True
 
@@ -144,11 +153,25 @@ class PahoClient(mqtt.Client):
         """
         if self._sock is None:
             raise ConnectionError("no socket")
-        got: int = self._sock.recv_into(into)  # type: ignore[attr-defined]
+        if self._ssl:
+            got = self._receive_by_tls(into)
+        else:
+            got = self._sock.recv_into(into)  # type: ignore[attr-defined]
         if not got:
             raise ConnectionError("closed by the broker")
         with self._msgtime_mutex:
             self._last_bytes_received = time.monotonic()
+        return got
+
+    def _receive_by_tls(self, into: memoryview) -> int:
+        try:
+            with self._write_lock:
+                got: int = self._sock.recv_into(into)  # type: ignore[union-attr]
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            raise BlockingIOError from error
+        except ssl.SSLError as error:
+            self.tls_failure = error  # such as the refusal of our certificate
+            raise
         return got
 
     def _handle_publish(self) -> MQTTErrorCode:

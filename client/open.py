@@ -1,7 +1,8 @@
 """Opens a pipeline in one call, for programs and for the command."""
 
 from broker.connection import Connector
-from broker.transport import parse_address
+from broker.tls import own_certificate
+from broker.transport import TlsFiles, parse_address
 from client.pipeline import Pipeline
 from client.settings import ClientSettings, random_client_name
 from contract.topics import DEFAULT_CLUSTER
@@ -12,6 +13,7 @@ def open_pipeline(
     *,
     username: str | None = None,
     password: str | None = None,
+    tls: TlsFiles | None = None,
     cluster: str = DEFAULT_CLUSTER,
     name: str | None = None,
     window: int | None = None,
@@ -20,6 +22,7 @@ def open_pipeline(
     """Connect to ``broker`` (host or host:port) and wait for a plan with ready devices.
 
     Args:
+        tls: files of a connection by TLS; with a certificate, whom it names is the user.
         name: this client's name, unique at the broker; it is the MQTT client id and, on a fleet
             with access control, must be the user name. Made up when None.
         window: batches in flight; None means :func:`client.feed.default_window` of the plan.
@@ -27,14 +30,17 @@ def open_pipeline(
     Raises:
         BrokerUnreachableError, NotAuthorisedError: no connection.
         PlanError, ShardError, DeliveryError: no plan, a failed shard, or devices that stay away.
+        SettingsError: an address or a file of ``tls`` that cannot be used.
     """
+    if tls is not None and tls.cert_file is not None and tls.key_file is not None:
+        username = own_certificate(tls.cert_file, tls.key_file).common_name
     settings = ClientSettings(
         name=name or username or random_client_name(),
         cluster=cluster,
         window=window,
         ready_timeout_s=ready_timeout_s,
     )
-    connect = Connector(parse_address(broker, username, password))
+    connect = Connector(parse_address(broker, username, password, tls))
     pipeline = Pipeline(settings, connect, elsewhere=connect.elsewhere)
     try:
         pipeline.open()

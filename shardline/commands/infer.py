@@ -44,6 +44,9 @@ def run(
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     username: options.Username = None,
     password_file: options.PasswordFile = None,
+    ca_file: options.CaFile = None,
+    cert_file: options.CertFile = None,
+    key_file: options.KeyFile = None,
     ready_timeout: options.ReadyTimeout = 60.0,
     engine: options.Engine = "onnxruntime",
     threads: options.Threads = 1,
@@ -102,14 +105,14 @@ def run(
                 )
             )
         else:
+            connect = connect_to(broker, username, password_file, ca_file, cert_file, key_file)
             settings = ClientSettings(
-                name=username or random_client_name(),
+                name=connect.address.username or random_client_name(),
                 cluster=cluster,
                 window=window,
                 ready_timeout_s=ready_timeout,
                 batch_timeout_s=batch_timeout,
             )
-            connect = connect_to(broker, username, password_file)
             pipeline = stack.enter_context(Pipeline(settings, connect, elsewhere=connect.elsewhere))
             pipeline.open()
             feeder = PipelineFeeder(pipeline)
