@@ -40,7 +40,7 @@ def example_fleet(
     kind: Kind,
     cluster: str,
     broker_host: NewMachine,
-    security: Security,
+    security: Security = Security.CERTIFICATES,
 ) -> str:
     """The text. It is checked: only addresses may still be missing in it.
 
