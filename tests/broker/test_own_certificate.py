@@ -1,4 +1,4 @@
-"""Who we are by our certificate, and what is said of files that cannot be used; without a broker."""
+"""Who we are by our certificate, and what is said of files that cannot be used. No broker."""
 
 import ssl
 from datetime import timedelta

@@ -238,3 +238,42 @@ def test_help_is_given(run: Run) -> None:
 
 def test_a_fleet_of_the_tests_is_one(tmp_path: Path) -> None:
     assert load_fleet(write_fleet(tmp_path, FLEET)).cluster == "home"
+
+
+def test_renew_and_revoke_say_what_to_do_next(run: Run, tmp_path: Path) -> None:
+    run("init", *DEVICES)
+    run("render")
+    done = run("renew")
+    assert (done.code, done.out.strip()) == (0, "no certificate ends within 60 days")
+    done = run("renew", "pi-1", "broker")
+    assert done.code == 0, done
+    assert "pi-1: a new certificate, until 20" in done.out
+    assert "broker: a new certificate, until 20" in done.out
+    assert "shardline deploy render" in done.out
+    everybody = json.loads(run("renew", "--within", 9999, "--json").out)["renewed"]
+    assert set(everybody) == {
+        *("broker", "pi-0", "pi-1", "planner", "client", "observer", "health"),
+    }
+    done = run("revoke", "pi-1")
+    assert done.code == 0, done
+    assert "pi-1: 3 certificates are revoked" in done.out
+    assert "remove it from fleet/fleet.yaml" in done.out
+    assert "copy pi-0's folder" in done.out
+    assert not (tmp_path / "fleet/credentials/pi-1.key").exists()
+    again = run("render")
+    assert again.code == 0
+    assert "0 files written" not in again.out
+    refused(run("revoke", "pi-9"), "'pi-9'", "pi-0")
+    refused(run("renew", "pi-9"), "'pi-9'", "broker")
+    assert json.loads(run("revoke", "client", "--json").out) == {"user": "client", "revoked": 2}
+
+
+def test_without_the_library_it_is_told_in_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("init", *DEVICES)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    for arguments in (["render"], ["renew"], ["revoke", "pi-0"], ["check"]):
+        done = run(*arguments)
+        assert done.code == ExitCode.ENVIRONMENT
+        assert "cryptography is not installed" in done.err
