@@ -260,7 +260,7 @@ class PahoConnection:
             log.warning("cannot reach the broker at %s, trying again", self._address)
 
     def _note_tls_failure(self, client: mqtt.Client) -> bool:
-        """Whether TLS says why there is no connection; if waiting is no help, the first wait ends."""
+        """Whether TLS says why there is no connection; if waiting is no help, the wait ends."""
         error = client.tls_failure if isinstance(client, PahoClient) else None
         if error is None or self._address.tls is None:
             return False

@@ -49,8 +49,8 @@ class PahoClient(mqtt.Client):
         self._ahead = bytearray(READ_AHEAD_BYTES)
         self._start_reading()
         self._write_lock = threading.RLock()
-        """Held by whoever writes to the socket, and while there is another one to be. By TLS also by
-        whoever reads: OpenSSL wants one thread at a time in a connection."""
+        """Held by whoever writes to the socket, and while there is another one to be. By TLS also
+        by whoever reads: OpenSSL wants one thread at a time in a connection."""
         self.tls_failure: ssl.SSLError | None = None
         """What TLS complained of since the last attempt to connect."""
         super().__init__(*arguments, **named)
@@ -60,11 +60,23 @@ class PahoClient(mqtt.Client):
         with self._write_lock:
             self._start_reading()
             self.tls_failure = None
-            try:
-                return super().reconnect()
-            except ssl.SSLError as error:
+            return super().reconnect()
+
+    def _ssl_wrap_socket(self, tcp_sock: Any) -> ssl.SSLSocket:
+        """See paho, which leaves a socket whose handshake fails to the garbage collector."""
+        assert self._ssl_context is not None
+        sock = self._ssl_context.wrap_socket(
+            tcp_sock, server_hostname=self._host, do_handshake_on_connect=False
+        )
+        try:
+            sock.settimeout(self._connect_timeout)
+            sock.do_handshake()
+        except BaseException as error:
+            if isinstance(error, ssl.SSLError):
                 self.tls_failure = error
-                raise
+            sock.close()
+            raise
+        return sock
 
     # Reading: on the network thread alone.
 
@@ -153,10 +165,8 @@ class PahoClient(mqtt.Client):
         """
         if self._sock is None:
             raise ConnectionError("no socket")
-        if self._ssl:
-            got = self._receive_by_tls(into)
-        else:
-            got = self._sock.recv_into(into)  # type: ignore[attr-defined]
+        receive = self._receive_by_tls if self._ssl else self._sock.recv_into  # type: ignore[attr-defined]
+        got: int = receive(into)
         if not got:
             raise ConnectionError("closed by the broker")
         with self._msgtime_mutex:

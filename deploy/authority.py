@@ -17,12 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 from cryptography import x509
 
 from contract.errors import SettingsError
-from deploy import certificates
+from deploy import certificates, register
 from deploy.certificates import Authority, Credential
 from deploy.inventory import BROKER_USER, Fleet, Security
 
@@ -42,16 +41,8 @@ class Certificates:
     users: Mapping[str, Credential]
 
 
-class Issued(NamedTuple):
-    """One line of the register: a serial number, whom it was given to, until when it is good."""
-
-    serial: int
-    name: str
-    not_after: datetime
-
-
-class Office:
-    """The two folders of a fleet, locked while one process works in them. See :func:`office`."""
+class CertificateStore:
+    """The two folders of a fleet, locked while one process works in them: :func:`open_store`."""
 
     def __init__(self, folder: Path, fleet: Fleet, now: datetime) -> None:
         self._fleet, self._now = fleet, now
@@ -86,9 +77,7 @@ class Office:
         ends = {}
         for name in dict.fromkeys(due):
             credential = self._issue(name)
-            ends[name] = certificates.read_certificate(
-                credential.certificate
-            ).not_valid_after_utc
+            ends[name] = certificates.read_certificate(credential.certificate).not_valid_after_utc
         return ends
 
     def revoke(self, name: str) -> int:
@@ -103,19 +92,19 @@ class Office:
                 f"its key is lost, delete {AUTHORITY}/ and render: everybody gets a new CA"
             )
         earlier, number = certificates.read_revocation_list(self._revocation_list())
-        register = self._register()
+        issued = register.read(self._authority / ISSUED)
         good = {
             entry.serial
-            for entry in register
+            for entry in issued
             if entry.name == name and entry.not_after > self._now and entry.serial not in earlier
         }
         if not good:
-            others = dict.fromkeys(e.name for e in register if e.name != BROKER_USER)
+            others = dict.fromkeys(e.name for e in issued if e.name != BROKER_USER)
             raise SettingsError(
                 f"{name!r}: has no certificate that is still good; certificates were given to "
                 f"{', '.join(others) or 'nobody'}" + self._about_passwords()
             )
-        ends = {entry.serial: entry.not_after for entry in register}
+        ends = {entry.serial: entry.not_after for entry in issued}
         still = {serial for serial in earlier if ends.get(serial, self._now) >= self._now}
         self._write_revocation_list(still | good, number + 1)
         for file in self._files(name):
@@ -173,29 +162,11 @@ class Office:
             credential = certificates.issue_to_user(self._sign(), name, self._now)
         found = certificates.read_certificate(credential.certificate)
         # In the register first: what is not in it could not be revoked.
-        with (self._authority / ISSUED).open("a") as register:
-            os.fchmod(register.fileno(), FILE_MODE)
-            register.write(
-                f"{found.serial_number:x} {name} {found.not_valid_after_utc.isoformat()}\n"
-            )
+        register.enter(self._authority / ISSUED, name, found)
         cert_file, key_file = self._files(name)
         _write(key_file, credential.key)
         _write(cert_file, credential.certificate)
         return credential
-
-    def _register(self) -> list[Issued]:
-        file = self._authority / ISSUED
-        entries = []
-        for number, line in enumerate(file.read_text().splitlines() if file.exists() else (), 1):
-            try:
-                serial, name, not_after = line.split()
-                entries.append(Issued(int(serial, 16), name, datetime.fromisoformat(not_after)))
-            except ValueError as error:
-                raise SettingsError(
-                    f"{file} line {number}: expected SERIAL NAME END; put back the file as it was, "
-                    "without it nothing can be revoked"
-                ) from error
-        return entries
 
     def _load_ca(self) -> x509.Certificate:
         file, key_file = self._authority / CA_CERT, self._authority / CA_KEY
@@ -249,7 +220,7 @@ class Office:
 
 
 @contextmanager
-def office(folder: Path, fleet: Fleet, now: datetime) -> Iterator[Office]:
+def open_store(folder: Path, fleet: Fleet, now: datetime) -> Iterator[CertificateStore]:
     """Work on the certificates of a fleet that is rendered into ``folder``; others wait.
 
     Raises:
@@ -268,7 +239,7 @@ def office(folder: Path, fleet: Fleet, now: datetime) -> Iterator[Office]:
             (folder / name).chmod(FOLDER_MODE)
         lock = os.open(folder / AUTHORITY, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Office(folder, fleet, now)
+        yield CertificateStore(folder, fleet, now)
     except (OSError, UnicodeDecodeError) as error:
         where = error.filename if isinstance(error, OSError) else None
         reason = error.strerror if isinstance(error, OSError) else "not a text"

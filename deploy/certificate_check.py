@@ -57,9 +57,7 @@ def _judge_ca(folder: Path, ca: x509.Certificate, now: datetime) -> Finding:
     if _is_open(key):
         return _finding(CA, Verdict.PROBLEM, f"others can read {key}", f"chmod 600 {key}")
     if left < WARNING_BEFORE_CA:
-        remedy = (
-            f"delete {folder / AUTHORITY}, render, copy every folder and start everything anew"
-        )
+        remedy = f"delete {folder / AUTHORITY}, render, copy every folder and start everything anew"
         bad = Verdict.PROBLEM if left < timedelta() else Verdict.WARNING
         return _finding(CA, bad, detail, remedy)
     return _finding(CA, Verdict.OK, detail)

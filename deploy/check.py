@@ -79,8 +79,8 @@ def _absent(device: Device, status: DeviceStatus | None) -> Finding:
         detail = "it has never announced itself at this broker"
         remedy = (
             f"{look}; «exec format error» there means a 32-bit system: flash the 64-bit one; "
-            "a word of certificates or «refuses user» that its folder is of another rendering: copy "
-            "it again"
+            "a word of certificates or «refuses user» that its folder is of another rendering: "
+            "copy it again"
         )
     elif status.state is DeviceState.ONLINE:
         detail = "it is online and does not answer"

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.authority import CREDENTIALS, office
+from deploy.authority import CREDENTIALS, open_store
 from deploy.compose_file import COMPOSE_FILE, read_shipped
 from deploy.credentials import load_or_create, password_file
 from deploy.fleet_file import load_fleet
@@ -40,8 +40,8 @@ def render_fleet(
     fleet, folder = _read(fleet_file, out)
     compose_text = read_shipped(COMPOSE_FILE)
     playbooks = {name: read_shipped(f"deploy/ansible/{name}") for name in PLAYBOOKS}
-    with office(folder, fleet, now or datetime.now(UTC)) as at_work:
-        certificates = at_work.certificates()
+    with open_store(folder, fleet, now or datetime.now(UTC)) as store:
+        certificates = store.certificates()
     passwords: dict[str, str] = {}
     if fleet.security is Security.PASSWORDS:
         passwords = load_or_create(folder / CREDENTIALS, fleet.users)
@@ -74,8 +74,8 @@ def renew_certificates(
         SettingsError: the fleet, a name or the folder cannot be used.
     """
     fleet, folder = _read(fleet_file, out)
-    with office(folder, fleet, now or datetime.now(UTC)) as at_work:
-        return at_work.renew(names, within)
+    with open_store(folder, fleet, now or datetime.now(UTC)) as store:
+        return store.renew(names, within)
 
 
 def revoke_certificates(
@@ -87,8 +87,8 @@ def revoke_certificates(
         SettingsError: the fleet or the folder cannot be used, or the user has none.
     """
     fleet, folder = _read(fleet_file, out)
-    with office(folder, fleet, now or datetime.now(UTC)) as at_work:
-        return fleet, at_work.revoke(name)
+    with open_store(folder, fleet, now or datetime.now(UTC)) as store:
+        return fleet, store.revoke(name)
 
 
 def _read(fleet_file: Path, out: Path | None) -> tuple[Fleet, Path]:

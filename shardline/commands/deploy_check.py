@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(
     fleet: options.FleetFile = options.FLEET_FILE,
     # Variables of their own: fleet.yaml and what lies beside it know them, and a container's
-    # SHARDLINE_BROKER is that of the folder which it was started in, not of the fleet that is asked.
+    # SHARDLINE_BROKER is of the folder which it was started in, not of the fleet that is asked.
     broker: Annotated[
         str | None,
         option(

@@ -104,7 +104,7 @@ def test_the_user_need_not_be_named_beside_the_certificate(authority: TestAuthor
 
 
 def test_another_name_than_the_certificate_s_is_refused(authority: TestAuthority) -> None:
-    with pytest.raises(SettingsError, match="certificate of 'client-a'.*'pi-0'"):
+    with pytest.raises(SettingsError, match=r"certificate of 'client-a'.*'pi-0'"):
         connect(authority.user("client-a"), "pi-0")
 
 

@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from contract.errors import SettingsError
 from deploy import certificates
-from deploy.authority import Office, office
+from deploy.authority import CertificateStore, open_store
 from deploy.fleet_file import parse_fleet
 from tests.deploy.fleets import FLEET, SEPARATE_BROKER, WITH_PASSWORDS
 
@@ -22,8 +22,8 @@ SOON = timedelta(days=60)
 
 
 @contextmanager
-def at_work(folder: Path, text: str = FLEET, now: datetime = NOW) -> Iterator[Office]:
-    with office(folder, parse_fleet(text, "f"), now) as opened:
+def at_work(folder: Path, text: str = FLEET, now: datetime = NOW) -> Iterator[CertificateStore]:
+    with open_store(folder, parse_fleet(text, "f"), now) as opened:
         yield opened
 
 
@@ -87,8 +87,7 @@ def test_the_broker_s_certificate_is_for_every_name_that_it_is_called_by(tmp_pat
     names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["pi-8.lan", "hub", "broker", "localhost"]
     assert names.get_values_for_type(x509.IPAddress) == [
-        ip_address(text)
-        for text in ("192.168.1.10", "10.0.0.8", "fd00::8", "127.0.0.1", "::1")
+        ip_address(text) for text in ("192.168.1.10", "10.0.0.8", "fd00::8", "127.0.0.1", "::1")
     ]
 
 
@@ -260,7 +259,7 @@ def test_who_cannot_be_revoked_is_told(tmp_path: Path, text: str, name: str, wor
 
 def test_who_cannot_be_renewed_is_told(tmp_path: Path) -> None:
     make(tmp_path)
-    with at_work(tmp_path) as opened, pytest.raises(SettingsError, match="'pi-9'.*broker, pi-0"):
+    with at_work(tmp_path) as opened, pytest.raises(SettingsError, match=r"'pi-9'.*broker, pi-0"):
         opened.renew(("pi-9",), SOON)
     with (
         at_work(tmp_path, WITH_PASSWORDS) as opened,
@@ -315,7 +314,7 @@ def test_a_damaged_register_is_told(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_cannot_be_right_signs_nothing(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="clock says 1970-01-01.*timedatectl"):
+    with pytest.raises(SettingsError, match=r"clock says 1970-01-01.*timedatectl"):
         make(tmp_path, now=datetime(1970, 1, 1, tzinfo=UTC))
     assert list(tmp_path.iterdir()) == []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy import certificates
-from deploy.authority import office
+from deploy.authority import open_store
 from deploy.certificate_check import check_certificates
 from deploy.check import Finding, Verdict
 from deploy.fleet_file import load_fleet
@@ -54,7 +54,7 @@ def other_ca(folder: Path) -> None:
 
 
 def revoke(folder: Path) -> None:
-    with office(folder, load_fleet(folder / "fleet.yaml"), NOW) as opened:
+    with open_store(folder, load_fleet(folder / "fleet.yaml"), NOW) as opened:
         kept = [(f, f.read_text()) for f in folder.glob("credentials/pi-1.*")]
         opened.revoke("pi-1")
     for file, text in kept:
@@ -63,7 +63,7 @@ def revoke(folder: Path) -> None:
 
 
 def renew(folder: Path) -> None:
-    with office(folder, load_fleet(folder / "fleet.yaml"), NOW) as opened:
+    with open_store(folder, load_fleet(folder / "fleet.yaml"), NOW) as opened:
         opened.renew(("pi-1",), timedelta())
 
 

@@ -8,7 +8,7 @@ import pytest
 from contract.described import DescribedFleet
 from contract.errors import SettingsError
 from contract.kind import Kind
-from deploy.authority import office
+from deploy.authority import open_store
 from deploy.compose_file import COMPOSE_FILE, read_shipped
 from deploy.device_file import DrawnBroker, DrawnDevice, load_device_file, parse_device_file
 from deploy.fields import memory_bytes
@@ -140,7 +140,7 @@ def test_what_is_for_planning_changes_nothing_that_is_rendered(tmp_path: Path) -
     compose, now = read_shipped(COMPOSE_FILE), datetime.now(UTC)
     for text in (FLEET, more):
         fleet = parse_fleet(text, "f")
-        with office(tmp_path, fleet, now) as at_work:
+        with open_store(tmp_path, fleet, now) as at_work:
             certificates = at_work.certificates()
         folders.append(render(Inputs(fleet, certificates, {}, "", compose, {}, (1000, 1000))))
     assert folders[0] == folders[1]

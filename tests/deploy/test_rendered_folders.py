@@ -76,12 +76,16 @@ EXPECTED = {
 
 def with_passwords() -> set[str]:
     """The same tree of a fleet that has passwords."""
-    return {
-        name.replace("secrets/user.crt", "secrets/password").replace("revoked.crl", "passwords")
-        for name in EXPECTED
-        if not name.endswith(("user.key", "health.key", "health.crt"))
-        and not name.startswith(("credentials", "authority"))
-    } | {f"credentials/{user}" for user in USERS} | {f"authority/{name}" for name in AUTHORITY}
+    return (
+        {
+            name.replace("secrets/user.crt", "secrets/password").replace("revoked.crl", "passwords")
+            for name in EXPECTED
+            if not name.endswith(("user.key", "health.key", "health.crt"))
+            and not name.startswith(("credentials", "authority"))
+        }
+        | {f"credentials/{user}" for user in USERS}
+        | {f"authority/{name}" for name in AUTHORITY}
+    )
 
 
 def test_the_tree_is_what_the_documentation_says(tmp_path: Path) -> None:
