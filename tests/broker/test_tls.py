@@ -4,6 +4,7 @@ import hashlib
 import logging
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -312,10 +313,34 @@ def test_other_brokers_of_the_fleet_are_reached_by_the_same_tls(authority: TestA
             edge(ConnectionSettings(name="pi-0"), Callbacks(on_delivery=Delivery.ack)).close()
 
 
+class Crowded:
+    """Notes when two threads are inside one TLS socket at once, and makes it likelier."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = 0
+        self._inside: set[int] = set()
+        for name in ("recv_into", "send"):
+            monkeypatch.setattr(ssl.SSLSocket, name, self._noted(getattr(ssl.SSLSocket, name)))
+
+    def _noted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(sock: ssl.SSLSocket, *arguments: Any, **named: Any) -> Any:
+            if id(sock) in self._inside:
+                self.times += 1
+            self._inside.add(id(sock))
+            try:
+                time.sleep(0.0001)
+                return call(sock, *arguments, **named)
+            finally:
+                self._inside.discard(id(sock))
+
+        return noted
+
+
 def test_large_messages_of_many_threads_arrive_whole_while_others_are_read(
-    authority: TestAuthority, tmp_path: Path, opened: Open
+    authority: TestAuthority, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenSSL knows one thread at a time in a connection; ours are read and written by several."""
+    crowded = Crowded(monkeypatch)
     threads, each = 4, 40
     with EmbeddedBroker(tls=authority.listener()) as running:
         heard: list[Delivery] = []
@@ -356,3 +381,4 @@ def test_large_messages_of_many_threads_arrive_whole_while_others_are_read(
             digest = hashlib.sha256(delivery.payload).hexdigest()
             assert delivery.topic.rpartition("/")[2] == digest
         assert all(peer.reconnects == 0 for peer in peers)
+        assert crowded.times == 0
