@@ -24,6 +24,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from broker.outbox import MAX_MESSAGES, Answer, Outbox
 from broker.paho_client import PahoClient, packet_bytes
 from broker.self_test import clock_complaint
+from broker.tls import client_context, explain, may_pass
 from broker.transport import (
     AckToken,
     BrokerAddress,
@@ -78,6 +79,8 @@ class PahoConnection:
         )
         if self._address.username is not None:
             client.username_pw_set(self._address.username, self._address.password)
+        if self._address.tls is not None:
+            client.tls_set_context(client_context(self._address.tls))
         if self._settings.will is not None:
             will = self._settings.will
             client.will_set(will.topic, will.payload, qos=1, retain=True)
@@ -105,7 +108,8 @@ class PahoConnection:
 
         Raises:
             BrokerUnreachableError: no answer within the settings' ``connect_timeout_s``.
-            NotAuthorisedError: wrong user name or password.
+            BrokerUntrustedError: its certificate is not one that we trust.
+            NotAuthorisedError: wrong user name or password, or it refuses our certificate.
         """
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = self._settings.session_expiry_s
@@ -133,7 +137,9 @@ class PahoConnection:
             socket.create_connection((self._address.host, self._address.port), timeout=1).close()
         except OSError as error:
             return error.strerror or str(error)
-        return "something answers there, but not as an MQTT 5 broker"
+        if self._address.tls is not None:
+            return "something answers there, and ends the connection before TLS or MQTT 5 stands"
+        return "something answers there, but not as an MQTT 5 broker; by TLS it may: --ca-file"
 
     def _wait_for_the_first_answer(self) -> float:
         """Until it comes, the time is up, or we are cancelled; the seconds that took."""
@@ -274,8 +280,20 @@ class PahoConnection:
             f"the broker at {self._address} refuses the connection: {reason}"
         )
 
-    def _on_connect_fail(self, _client: mqtt.Client, _data: Any) -> None:
-        log.warning("cannot reach the broker at %s, trying again", self._address)
+    def _on_connect_fail(self, client: mqtt.Client, _data: Any) -> None:
+        if not self._note_tls_failure(client):
+            log.warning("cannot reach the broker at %s, trying again", self._address)
+
+    def _note_tls_failure(self, client: mqtt.Client) -> bool:
+        """Whether TLS says why there is no connection; if waiting is no help, the wait ends."""
+        error = client.tls_failure if isinstance(client, PahoClient) else None
+        if error is None or self._address.tls is None:
+            return False
+        self._failure = explain(error, str(self._address), self._address.tls)
+        log.error("%s", self._failure)
+        if not may_pass(error):
+            self._first_answer.set()
+        return True
 
     def _on_disconnect(
         self, client: mqtt.Client, _data: Any, _flags: Any, reason: ReasonCode, _properties: Any
@@ -284,7 +302,9 @@ class PahoConnection:
             was_connected, self._connected = self._connected, False
         for future in self._outbox.take_unsent():
             future.set_exception(BrokerUnreachableError(f"{self._address}: the connection is lost"))
-        if was_connected:  # paho calls twice for one loss
+        if not was_connected:
+            self._note_tls_failure(client)
+        else:  # paho calls twice for one loss
             self._spread_reconnects(client)
             if reason.value == _SESSION_TAKEN_OVER:
                 log.error(
@@ -367,7 +387,7 @@ class Connector:
         Raises:
             SettingsError: not such an address.
         """
-        there = parse_address(address)
+        there = parse_address(address, tls=self.address.tls)
         if (there.host.lower(), there.port) == (self.address.host.lower(), self.address.port):
             return None  # a second connection of one name would throw the first one out
         return Connector(replace(self.address, host=there.host, port=there.port))

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from broker.mosquitto_conf import MosquittoSettings, render_mosquitto_conf
+from broker.mosquitto_conf import ListenerTls, MosquittoSettings, render_mosquitto_conf
 from broker.transport import BrokerAddress
 from contract.errors import BrokerStartError, EnvironmentMissingError
 
@@ -45,8 +45,18 @@ def find_mosquitto() -> str:
 class EmbeddedBroker:
     """A running Mosquitto. Use as a context manager, or call :meth:`stop`."""
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(
+        self,
+        port: int | None = None,
+        tls: ListenerTls | None = None,
+        acl_file: Path | None = None,
+    ) -> None:
         """Start on ``port``, or on a free one, and wait until it accepts connections.
+
+        Args:
+            port: on loopback.
+            tls: without it anyone may connect. The files are read again at every :meth:`start`.
+            acl_file: who may write and read what; read again likewise.
 
         Raises:
             EnvironmentMissingError: mosquitto is not installed.
@@ -56,6 +66,7 @@ class EmbeddedBroker:
         self._folder = Path(tempfile.mkdtemp(prefix="shardline-broker-"))
         self._log_path = self._folder / "mosquitto.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._tls, self._acl_file = tls, acl_file
         self.port = port if port is not None else _free_port()
         atexit.register(self.stop)
         try:
@@ -84,7 +95,7 @@ class EmbeddedBroker:
         """
         _check_free(self.port)
         conf = self._folder / "mosquitto.conf"
-        conf.write_text(render_mosquitto_conf(MosquittoSettings(port=self.port)))
+        conf.write_text(render_mosquitto_conf(self._settings()))
         self._folder.chmod(0o755)
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -95,6 +106,27 @@ class EmbeddedBroker:
                 start_new_session=True,  # Ctrl-C in the terminal is for us, we stop it in order
             )
         self._wait_until_it_accepts(self._process)
+
+    def _settings(self) -> MosquittoSettings:
+        tls, acl_file = None, None
+        if self._tls is not None:
+            names = ("ca_file", "cert_file", "key_file", "crl_file")
+            own = {name: self._own_copy(Path(getattr(self._tls, name))) for name in names}
+            tls = self._tls.model_copy(update=own)
+        if self._acl_file is not None:
+            acl_file = self._own_copy(self._acl_file)
+        return MosquittoSettings(port=self.port, tls=tls, acl_file=acl_file)
+
+    def _own_copy(self, file: Path) -> str:
+        """Of a file that is to be secret, where Mosquitto may read it whoever it runs as."""
+        copy = self._folder / file.name
+        copy.unlink(missing_ok=True)
+        copy.touch(mode=0o600)
+        copy.write_bytes(file.read_bytes())
+        user = _runs_as()
+        if user is not None:
+            os.chown(copy, user.pw_uid, user.pw_gid)
+        return str(copy)
 
     def _wait_until_it_accepts(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -164,20 +196,23 @@ def _dies_with_parent() -> list[str]:
     command = [setpriv, "--pdeathsig", "TERM"]
     if os.geteuid() == 0:
         # As root, Mosquitto would change its user itself, and that clears the death signal.
-        user = next((u for u in ("mosquitto", "nobody") if _exists(u)), None)
+        user = _runs_as()
         if user is None:
             return []
-        entry = pwd.getpwnam(user)
-        command += [f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
+        command += [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
     return [*command, "--"]
 
 
-def _exists(user: str) -> bool:
-    try:
-        pwd.getpwnam(user)
-    except KeyError:
-        return False
-    return True
+def _runs_as() -> pwd.struct_passwd | None:
+    """Whom Mosquitto runs as if it is root who starts it; None for ourselves."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("mosquitto", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    return None
 
 
 def _check_free(port: int) -> None:

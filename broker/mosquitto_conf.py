@@ -1,7 +1,8 @@
 """Renders mosquitto.conf. Pure: settings in, text out. Works with Mosquitto 2.0.11 and later 2.x.
 
-Two brokers: the embedded one, on loopback and for anyone, which keeps nothing; and a fleet's, for
-all interfaces, with users and an ACL, whose retained plan and statuses survive a restart.
+Two brokers: the embedded one, on loopback and, unless it is given TLS, for anyone, which keeps
+nothing; and a fleet's, for all interfaces, by TLS, with users and an ACL, whose retained plan and
+statuses survive a restart.
 """
 
 from contract.frozen import FrozenModel
@@ -11,6 +12,21 @@ AUTOSAVE_INTERVAL_S = 300  # a save stops the broker's one thread; what it loses
 MAX_QUEUED_MESSAGES = 1000
 """For one receiver: Mosquitto's own default. Beyond it, it drops what it has acknowledged, so the
 client's window stays below a sixth (client/settings.py)."""
+CONFIG_FOLDER = "/mosquitto/config"
+
+
+class ListenerTls(FrozenModel):
+    """A broker's TLS: paths of PEM files.
+
+    With ``client_certificates`` whoever connects must show one that ``ca_file`` signed and
+    ``crl_file`` does not list; its common name is the user name, whatever the client says.
+    """
+
+    ca_file: str
+    cert_file: str
+    key_file: str
+    crl_file: str
+    client_certificates: bool = True
 
 
 class MosquittoSettings(FrozenModel):
@@ -18,17 +34,28 @@ class MosquittoSettings(FrozenModel):
 
     port: int
     bind_address: str = "127.0.0.1"
+    tls: ListenerTls | None = None
+    acl_file: str | None = None
     max_packet_bytes: int = LARGEST_PACKET_BYTES
     max_queued_messages: int = MAX_QUEUED_MESSAGES
 
 
 class FleetBrokerSettings(FrozenModel):
-    """What a fleet's broker needs. The paths are those inside its container."""
+    """What a fleet's broker needs. The paths are those inside its container.
 
-    port: int = 1883
+    Users are known by ``password_file``, or without one by their certificates.
+    """
+
+    port: int = 8883
     bind_address: str | None = None  # None: all interfaces, IPv4 and IPv6
-    password_file: str = "/mosquitto/config/passwords"  # noqa: S105 a path, not a password
-    acl_file: str = "/mosquitto/config/acl"
+    tls: ListenerTls = ListenerTls(
+        ca_file=f"{CONFIG_FOLDER}/ca.crt",
+        cert_file=f"{CONFIG_FOLDER}/broker.crt",
+        key_file=f"{CONFIG_FOLDER}/broker.key",
+        crl_file=f"{CONFIG_FOLDER}/revoked.crl",
+    )
+    password_file: str | None = None
+    acl_file: str = f"{CONFIG_FOLDER}/acl"
     data_folder: str = "/var/lib/mosquitto/"
     max_packet_bytes: int = LARGEST_PACKET_BYTES
     max_queued_messages: int = MAX_QUEUED_MESSAGES
@@ -36,14 +63,15 @@ class FleetBrokerSettings(FrozenModel):
 
 def render_mosquitto_conf(settings: MosquittoSettings) -> str:
     """The configuration file of the embedded broker: loopback only, nothing kept on disk."""
-    return _text(
-        [
-            f"listener {settings.port} {settings.bind_address}",
-            "allow_anonymous true",  # loopback only
-            "persistence false",  # the client's ledger is what remembers
-            *_in_common(settings),
-        ]
-    )
+    lines = [f"listener {settings.port} {settings.bind_address}"]
+    if settings.tls is None:
+        lines += ["allow_anonymous true"]  # loopback only
+    else:
+        lines += [*_tls(settings.tls), *_by_name(None)]
+    if settings.acl_file is not None:
+        lines += [f"acl_file {settings.acl_file}"]
+    lines += ["persistence false"]  # the client's ledger is what remembers
+    return _text([*lines, *_in_common(settings)])
 
 
 def render_fleet_conf(settings: FleetBrokerSettings) -> str:
@@ -53,19 +81,46 @@ def render_fleet_conf(settings: FleetBrokerSettings) -> str:
     2.0 does not have; 2.1 still reads them.
     """
     where = "" if settings.bind_address is None else f" {settings.bind_address}"
+    tls = settings.tls.model_copy(
+        update={"client_certificates": settings.password_file is None},
+    )
     return _text(
         [
             f"listener {settings.port}{where}",
-            "allow_anonymous false",
-            f"password_file {settings.password_file}",
+            *_tls(tls),
+            *_by_name(settings.password_file),
             f"acl_file {settings.acl_file}",
-            "use_username_as_clientid true",  # nobody can take another's name and throw it out
             "persistence true",
             f"persistence_location {settings.data_folder}",
             f"autosave_interval {AUTOSAVE_INTERVAL_S}",
             *_in_common(settings),
         ]
     )
+
+
+def _tls(tls: ListenerTls) -> list[str]:
+    lines = [
+        f"cafile {tls.ca_file}",
+        f"certfile {tls.cert_file}",
+        f"keyfile {tls.key_file}",
+        "tls_version tlsv1.2",  # or later
+    ]
+    if tls.client_certificates:
+        lines += [
+            f"crlfile {tls.crl_file}",
+            "require_certificate true",
+            "use_identity_as_username true",
+        ]
+    return lines
+
+
+def _by_name(password_file: str | None) -> list[str]:
+    passwords = [] if password_file is None else [f"password_file {password_file}"]
+    return [
+        "allow_anonymous false",
+        *passwords,
+        "use_username_as_clientid true",  # nobody can take another's name and throw it out
+    ]
 
 
 def _in_common(settings: MosquittoSettings | FleetBrokerSettings) -> list[str]:

@@ -11,6 +11,7 @@ What is overridden are paho's internals: it fits the one version that pyproject.
 tests/broker hold it to paho's behaviour.
 """
 
+import ssl
 import threading
 import time
 from functools import lru_cache
@@ -54,15 +55,34 @@ class PahoClient(mqtt.Client):
         self._ahead = bytearray(READ_AHEAD_BYTES)
         self._start_reading()
         self._write_lock = threading.RLock()
-        """Held by whoever writes to the socket, and while there is another one to be."""
+        """Held by whoever writes to the socket, and while there is another one to be. By TLS also
+        by whoever reads: OpenSSL wants one thread at a time in a connection."""
+        self.tls_failure: ssl.SSLError | None = None
+        """What TLS complained of since the last attempt to connect."""
         super().__init__(*arguments, **named)
 
     def reconnect(self) -> MQTTErrorCode:
         """See paho. Nobody writes meanwhile, and nothing of the old connection is read."""
         with self._write_lock:
             self._start_reading()
+            self.tls_failure = None
             return super().reconnect()
 
+    def _ssl_wrap_socket(self, tcp_sock: Any) -> ssl.SSLSocket:
+        """See paho, which leaves a socket whose handshake fails to the garbage collector."""
+        assert self._ssl_context is not None
+        sock = self._ssl_context.wrap_socket(
+            tcp_sock, server_hostname=self._host, do_handshake_on_connect=False
+        )
+        try:
+            sock.settimeout(self._connect_timeout)
+            sock.do_handshake()
+        except BaseException as error:
+            if isinstance(error, ssl.SSLError):
+                self.tls_failure = error
+            sock.close()
+            raise
+        return sock
     def drop_larger_than(self, limit_bytes: int) -> list[tuple[int, str, int]]:
         """Forget unacknowledged messages that a broker would not take: number, topic, size of each.
 
@@ -159,7 +179,7 @@ class PahoClient(mqtt.Client):
                 continue
             got = self._receive(rest)
             self._filled += got
-            if got < len(rest):
+            if got < len(rest) and not self._ssl:  # by TLS it is the end of a record, no more
                 return False
         return True
 
@@ -171,11 +191,23 @@ class PahoClient(mqtt.Client):
         """
         if self._sock is None:
             raise ConnectionError("no socket")
-        got: int = self._sock.recv_into(into)  # type: ignore[attr-defined]
+        receive = self._receive_by_tls if self._ssl else self._sock.recv_into  # type: ignore[attr-defined]
+        got: int = receive(into)
         if not got:
             raise ConnectionError("closed by the broker")
         with self._msgtime_mutex:
             self._last_bytes_received = time.monotonic()
+        return got
+
+    def _receive_by_tls(self, into: memoryview) -> int:
+        try:
+            with self._write_lock:
+                got: int = self._sock.recv_into(into)  # type: ignore[union-attr]
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            raise BlockingIOError from error
+        except ssl.SSLError as error:
+            self.tls_failure = error  # such as the refusal of our certificate
+            raise
         return got
 
     def _handle_publish(self) -> MQTTErrorCode:

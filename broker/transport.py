@@ -9,11 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
 from contract.errors import BrokerError, SettingsError
 
-DEFAULT_PORT = 1883
+DEFAULT_PORT, DEFAULT_TLS_PORT = 1883, 8883  # as IANA has registered them
 
 
 class PublishOutcome(Enum):
@@ -24,6 +25,18 @@ class PublishOutcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of a connection by TLS: who vouches for the broker, and who we are to it.
+
+    Without ``cert_file`` and ``key_file`` a user name and a password say who we are.
+    """
+
+    ca_file: Path
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerAddress:
     """Where the broker is and who we are to it. The password never shows in a repr."""
 
@@ -31,26 +44,30 @@ class BrokerAddress:
     port: int = DEFAULT_PORT
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    tls: TlsFiles | None = None
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
 
 def parse_address(
-    text: str, username: str | None = None, password: str | None = None
+    text: str,
+    username: str | None = None,
+    password: str | None = None,
+    tls: TlsFiles | None = None,
 ) -> BrokerAddress:
-    """``host`` or ``host:port`` (an IPv6 address in brackets).
+    """``host`` or ``host:port`` (an IPv6 address in brackets); the port is 8883 by TLS, else 1883.
 
     Raises:
         SettingsError: not such a text.
     """
     host, separator, port = text.rpartition(":")
     if not separator or text.endswith("]"):
-        host, port = text, str(DEFAULT_PORT)
+        host, port = text, str(DEFAULT_PORT if tls is None else DEFAULT_TLS_PORT)
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise SettingsError(f"broker {text!r}: expected host or host:port, for example pi-0:1883")
-    return BrokerAddress(host, int(port), username, password)
+    return BrokerAddress(host, int(port), username, password, tls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from broker.connection import Connector
-from broker.transport import parse_address
+from broker.tls import own_certificate
+from broker.transport import TlsFiles, parse_address
 from client.journal import Journal, Synchronous
 from client.pipeline import Pipeline
 from client.settings import ClientSettings, random_client_name
@@ -15,6 +16,7 @@ def open_pipeline(
     *,
     username: str | None = None,
     password: str | None = None,
+    tls: TlsFiles | None = None,
     cluster: str = DEFAULT_CLUSTER,
     name: str | None = None,
     window: int | None = None,
@@ -25,6 +27,7 @@ def open_pipeline(
     """Connect to ``broker`` (host or host:port) and wait for a plan with ready devices.
 
     Args:
+        tls: files of a connection by TLS; with a certificate, whom it names is the user.
         name: this client's name, unique at the broker; it is the MQTT client id and, on a fleet
             with access control, must be the user name. Made up when None, or what the journal says.
         window: batches in flight; None means :func:`client.feed.default_window` of the plan.
@@ -37,7 +40,10 @@ def open_pipeline(
         BrokerUnreachableError, NotAuthorisedError: no connection.
         PlanError, ShardError, DeliveryError: no plan, a failed shard, or devices that stay away.
         JournalError: the journal is used by another process, of another model, or damaged.
+        SettingsError: an address or a file of ``tls`` that cannot be used.
     """
+    if tls is not None and tls.cert_file is not None and tls.key_file is not None:
+        username = own_certificate(tls.cert_file, tls.key_file).common_name
     written = None if journal is None else Journal(journal, journal_sync)
     try:
         wanted = name or username
@@ -49,7 +55,7 @@ def open_pipeline(
             window=window,
             ready_timeout_s=ready_timeout_s,
         )
-        connect = Connector(parse_address(broker, username, password))
+        connect = Connector(parse_address(broker, username, password, tls))
         if written is not None:
             written.take_source("", "")  # its batches are not to be had from a source
         pipeline = Pipeline(settings, connect, elsewhere=connect.elsewhere, journal=written)

@@ -5,8 +5,9 @@
     │   └── SourceError                2  an input of `infer` that holds nothing usable
     ├── BrokerError                    3  the broker or the link to it
     │   ├── BrokerUnreachableError     3  nobody answers, or the connection was refused
+    │   │   └── BrokerUntrustedError   3  it answers, with a certificate that we do not trust
     │   ├── BrokerStartError           3  the embedded Mosquitto did not come up
-    │   ├── NotAuthorisedError         3  wrong password, or the ACL forbids it
+    │   ├── NotAuthorisedError         3  wrong password or certificate, or the ACL forbids it
     │   ├── NameTakenError             3  another process uses the same name at the broker
     │   └── MessageTooLargeError       3  larger than the broker's maximum packet size
     ├── PlanError                      4  a plan that cannot be read, or does not fit
@@ -76,6 +77,10 @@ class BrokerError(ShardlineError):
 
 class BrokerUnreachableError(BrokerError):
     """Nobody answers at the broker's address, or the connection was refused."""
+
+
+class BrokerUntrustedError(BrokerUnreachableError):
+    """It answers by TLS, but its certificate is not one that we trust under this name and clock."""
 
 
 class BrokerStartError(BrokerError):

@@ -79,7 +79,8 @@ def _absent(device: Device, status: DeviceStatus | None) -> Finding:
         detail = "it has never announced itself at this broker"
         remedy = (
             f"{look}; «exec format error» there means a 32-bit system: flash the 64-bit one; "
-            "«refuses user» a password folder that was rendered anew: copy the folder again"
+            "a word of certificates or «refuses user» that its folder is of another rendering: "
+            "copy it again"
         )
     elif status.state is DeviceState.ONLINE:
         detail = "it is online and does not answer"
@@ -88,7 +89,8 @@ def _absent(device: Device, status: DeviceStatus | None) -> Finding:
         detail = "its agent was stopped"
         remedy = (
             f"`docker compose up -d` on {device.name}; if it still is not online then, {look}: "
-            "«refuses user» means that the folder there is of another rendering, copy it again"
+            "a word of certificates or «refuses user» means that the folder there is of another "
+            "rendering, copy it again"
         )
     else:
         detail = "the broker has lost it"

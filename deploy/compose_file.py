@@ -1,18 +1,23 @@
-"""The compose file of a rendered folder: the one at the root of the repository, less some blocks.
+"""The compose file of a rendered folder: the one at the root of the repository, less some blocks,
+and with a password in place of the certificate where the fleet has passwords.
 
 It is cut as text, so that its comments stay and both versions of Compose read what was tested. A
 block begins with a key at some indentation and ends before the next line that is not deeper.
 """
 
+import re
 from pathlib import Path
 
 import deploy
 from contract.errors import EnvironmentMissingError
-from deploy.inventory import BROKER_SERVICE
+from deploy.inventory import BROKER_SERVICE, Security
 
 COMPOSE_FILE = "docker-compose.arm64.yml"
 STAGE, PLANNER, CLIENT = "stage", "planner", "client"
 SERVICES = (STAGE, BROKER_SERVICE, PLANNER, CLIENT)
+_CERTIFICATE = re.compile(
+    r"^( +)SHARDLINE_CERT_FILE: (.*)user\.crt\n +SHARDLINE_KEY_FILE: .*\n", flags=re.MULTILINE
+)
 
 
 def read_shipped(path: str) -> str:
@@ -31,7 +36,7 @@ def read_shipped(path: str) -> str:
         ) from error
 
 
-def for_a_machine(text: str, *, stage: bool) -> str:
+def for_a_machine(text: str, security: Security, *, stage: bool) -> str:
     """The file without its build blocks; without the stage on a machine that shall run none.
 
     The stage is the one service that plain `docker compose up` starts, and both versions of Compose
@@ -39,6 +44,10 @@ def for_a_machine(text: str, *, stage: bool) -> str:
     """
     for service in SERVICES:
         text = _without(text, "services", service, "build")
+    if security is Security.PASSWORDS:
+        text, replaced = _CERTIFICATE.subn(r"\1SHARDLINE_PASSWORD_FILE: \2password\n", text)
+        if replaced != len(SERVICES) - 1:  # all but the broker
+            raise ValueError(f"{COMPOSE_FILE}: expected a SHARDLINE_CERT_FILE for each user")
     if not stage:
         text = _without(text, "services", STAGE)
         text = _without(text, "volumes", "cache")

@@ -6,9 +6,10 @@ when they run in that folder without a container.
 
 from collections.abc import Mapping
 
-from deploy.inventory import BROKER_SERVICE, Fleet, Machine, host_and_port
+from deploy.inventory import BROKER_SERVICE, Fleet, Machine, Security, host_and_port
 
-CONTAINER_PORT = 1883
+CONTAINER_PORT = 8883
+CA_CERT, USER_CERT, USER_KEY = "secrets/ca.crt", "secrets/user.crt", "secrets/user.key"
 PASSWORD = "secrets/password"  # noqa: S105 where it is, not what it is
 _BROKER_HERE = host_and_port(BROKER_SERVICE, CONTAINER_PORT)
 
@@ -36,12 +37,17 @@ def machine_env(fleet: Fleet, machine: Machine) -> str:
 
 def user_env(fleet: Fleet, user: str, owner: tuple[int, int]) -> str:
     """For the planner, a client or an observer on this machine; ``owner``: its uid and gid."""
+    if fleet.security is Security.CERTIFICATES:
+        shown = {"SHARDLINE_CERT_FILE": USER_CERT, "SHARDLINE_KEY_FILE": USER_KEY}
+    else:
+        shown = {"SHARDLINE_PASSWORD_FILE": PASSWORD}
     return _text(
         {
             "SHARDLINE_BROKER": host_and_port(fleet.broker_address, fleet.broker.port),
             "SHARDLINE_CLUSTER": fleet.cluster,
             "SHARDLINE_USERNAME": user,
-            "SHARDLINE_PASSWORD_FILE": PASSWORD,
+            "SHARDLINE_CA_FILE": CA_CERT,
+            **shown,
             "SHARDLINE_UID": owner[0],
             "SHARDLINE_GID": owner[1],
         }

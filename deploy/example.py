@@ -7,6 +7,7 @@ from contract.errors import SettingsError
 from contract.kind import Kind
 from deploy.fields import PLACEHOLDER
 from deploy.fleet_file import parse_fleet
+from deploy.inventory import Security
 from deploy.kinds import KINDS
 
 
@@ -35,7 +36,11 @@ def numbered_machines(count: int) -> list[NewMachine]:
 
 
 def example_fleet(
-    devices: list[NewMachine], kind: Kind, cluster: str, broker_host: NewMachine
+    devices: list[NewMachine],
+    kind: Kind,
+    cluster: str,
+    broker_host: NewMachine,
+    security: Security = Security.CERTIFICATES,
 ) -> str:
     """The text. It is checked: only addresses may still be missing in it.
 
@@ -44,17 +49,19 @@ def example_fleet(
     """
     filled = _text(
         [NewMachine(d.name, _filled(d.address)) for d in devices],
-        *(kind, cluster, NewMachine(broker_host.name, _filled(broker_host.address))),
+        *(kind, cluster, NewMachine(broker_host.name, _filled(broker_host.address)), security),
     )
     parse_fleet(filled, "the new fleet")
-    return _text(devices, kind, cluster, broker_host)
+    return _text(devices, kind, cluster, broker_host, security)
 
 
 def _filled(address: str) -> str:
     return "192.0.2.1" if address == PLACEHOLDER else address  # RFC 5737: for documentation
 
 
-def _text(devices: list[NewMachine], kind: Kind, cluster: str, broker: NewMachine) -> str:
+def _text(
+    devices: list[NewMachine], kind: Kind, cluster: str, broker: NewMachine, security: Security
+) -> str:
     on_a_device = broker.name in {device.name for device in devices}
     own = "" if on_a_device else f"\n  address: {_quoted(broker.address)}"
     entries = "\n".join(
@@ -69,11 +76,15 @@ def _text(devices: list[NewMachine], kind: Kind, cluster: str, broker: NewMachin
 
 cluster: {_quoted(cluster)}
 
+# How users show the broker who they are: {", ".join(Security)}. All is TLS either way.
+security: {security}
+
 # Where Mosquitto runs: the name of a device below, or another machine with its own `address`.
 # Every machine connects to it there; containers cannot look up names that end in .local.
+# Optional: names, a list of further addresses that its certificate shall be good for.
 broker:
   host: {_quoted(broker.name)}{own}
-  port: 1883
+  port: 8883
 
 # One stage runs on each. kind: {kinds}
 # Optional: memory (limit of the stage, as 512m), user (for ssh, default pi), uid and gid (that
@@ -81,7 +92,8 @@ broker:
 devices:
 {entries}
 
-# Users of the broker, each with a password of its own. One process can use a user at a time.
+# Users of the broker, each with a credential of its own. One process can use a user at a time:
+# name as many clients and observers as there shall be at once.
 planner: planner
 clients:
   - client

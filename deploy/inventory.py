@@ -5,6 +5,7 @@ planning may use, deploy/fleet_file.py reads the file.
 """
 
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import NamedTuple
 
 from pydantic import Field, model_validator
@@ -18,12 +19,23 @@ from deploy.link import Rates
 from deploy.planned import PlannedDevice
 
 HEALTH_USER = "health"
+BROKER_USER = "broker"
+"""Not a user: what the broker's own certificate is called."""
 DEFAULT_LOGIN = "pi"
 DEFAULT_UNIX_ID = 1000  # of the first user on Raspberry Pi OS
 BROKER_SERVICE = "broker"
 """Name of the broker among the containers of its own machine (docker-compose.arm64.yml)."""
-RESERVED_FOLDERS = frozenset({"ansible", "clients", "credentials", "observers", "planner"})
+RESERVED_FOLDERS = frozenset(
+    {"ansible", "authority", "clients", "credentials", "observers", "planner"}
+)
 """Folders beside those of the machines: no machine may be called so."""
+
+
+class Security(StrEnum):
+    """How users show the broker who they are; the connection is TLS either way."""
+
+    CERTIFICATES = "certificates"
+    PASSWORDS = "passwords"
 
 
 class Device(PlannedDevice):
@@ -36,13 +48,15 @@ class Device(PlannedDevice):
 
 
 class Broker(FrozenModel):
-    """Where Mosquitto runs: on a device (then only ``host``, ``port`` and ``link``), or elsewhere.
+    """Where Mosquitto runs: on a device, or elsewhere (then with ``address`` and so on).
 
-    ``link`` is the machine's network card, for planning.
+    ``names``: further DNS names and IP addresses under which it, or an edge's broker with the same
+    files, is reached. ``link`` is the machine's network card, for planning.
     """
 
     host: Name
-    port: int = Field(default=1883, ge=1, le=65535)
+    port: int = Field(default=8883, ge=1, le=65535)
+    names: tuple[Address, ...] = ()
     address: Address | None = None
     kind: Kind | None = None
     user: Login | None = None
@@ -77,6 +91,7 @@ class Fleet(FrozenModel):
     """The whole of fleet.yaml."""
 
     cluster: Name = DEFAULT_CLUSTER
+    security: Security = Security.CERTIFICATES
     broker: Broker
     devices: tuple[Device, ...] = Field(min_length=1)
     planner: Name = "planner"
@@ -85,7 +100,7 @@ class Fleet(FrozenModel):
 
     @model_validator(mode="after")
     def _users_are_unique(self) -> "Fleet":
-        seen = {HEALTH_USER: "the broker's health check"}
+        seen = {HEALTH_USER: "the broker's health check", BROKER_USER: "the broker itself"}
         for place, user in self._users_with_places():
             if user in seen:
                 raise wrong_at(
@@ -157,6 +172,22 @@ class Fleet(FrozenModel):
         """Host part of the address that machines connect to."""
         device = self._device(self.broker.host)
         return device.address if device else self.broker.address or PLACEHOLDER
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folder of each user that has one, below that of the fleet."""
+        return {
+            **{device.name: device.name for device in self.devices},
+            self.planner: "planner",
+            **{name: f"clients/{name}" for name in self.clients},
+            **{name: f"observers/{name}" for name in self.observers},
+        }
+
+    @property
+    def broker_names(self) -> tuple[str, ...]:
+        """DNS names and IP addresses that the broker's certificate is for."""
+        here = (self.broker.host, BROKER_SERVICE, "localhost", "127.0.0.1", "::1")
+        return tuple(dict.fromkeys((self.broker_address, *self.broker.names, *here)))
 
     @property
     def machines(self) -> tuple[Machine, ...]:

@@ -80,7 +80,7 @@ def observer_readme(fleet: Fleet, name: str) -> str:
     return f"""\
 {name}: watches cluster {fleet.cluster} at {broker}, and can write nothing.
 
-In this folder, which holds the options of mosquitto_sub with the password:
+In this folder, which holds the options of mosquitto_sub with the credential:
 
     XDG_CONFIG_HOME="$PWD" mosquitto_sub -v -t '{topics.metrics_filter(fleet.cluster)}'
     XDG_CONFIG_HOME="$PWD" mosquitto_sub -v -t '{topics.event_filter(fleet.cluster)}'

@@ -1,13 +1,13 @@
-"""From a fleet and its passwords to every file of every folder. Pure: nothing is read or written.
+"""From a fleet and its credentials to every file of every folder. Pure: reads and writes nothing.
 
-.gitignore                    keeps passwords out of a repository
+.gitignore                    keeps keys and passwords out of a repository
 <machine>/                    what is copied to a Pi, or to the broker's own host
     docker-compose.yml  .env  README.txt
-    secrets/password          its user's at the broker (devices only)
-    broker/                   mosquitto.conf, acl, passwords, health (the broker's host only)
-planner/                      for this machine: .env, docker-compose.yml, secrets/password
+    secrets/                  ca.crt; user.crt and user.key, or password (devices only)
+    broker/                   mosquitto.conf and all that it names (the broker's host only)
+planner/                      for this machine: .env, docker-compose.yml, secrets/
 clients/<name>/               the same, with a folder for results
-observers/<name>/             .env, mosquitto_sub (its options), secrets/password
+observers/<name>/             .env, mosquitto_sub (its options), secrets/
 ansible/                      a playbook that copies and starts all of it, and its inventory
 """
 
@@ -16,11 +16,20 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from broker.mosquitto_conf import FleetBrokerSettings, render_fleet_conf
+from broker.mosquitto_conf import CONFIG_FOLDER, FleetBrokerSettings, render_fleet_conf
 from deploy.acl import render_acl
+from deploy.authority import Certificates
 from deploy.compose_file import for_a_machine
-from deploy.env_file import PASSWORD, machine_env, user_env
-from deploy.inventory import HEALTH_USER, Fleet, Machine
+from deploy.env_file import (
+    CA_CERT,
+    CONTAINER_PORT,
+    PASSWORD,
+    USER_CERT,
+    USER_KEY,
+    machine_env,
+    user_env,
+)
+from deploy.inventory import HEALTH_USER, Fleet, Machine, Security
 from deploy.readme import (
     broker_host_readme,
     client_readme,
@@ -30,7 +39,7 @@ from deploy.readme import (
 )
 
 PUBLIC, SECRET = 0o644, 0o600
-SECRET_FOLDERS = frozenset({"broker", "credentials", "secrets"})
+SECRET_FOLDERS = frozenset({"authority", "broker", "credentials", "secrets"})
 PASSWORDS = "broker/passwords"
 
 
@@ -46,9 +55,13 @@ Files = dict[PurePosixPath, Rendered]
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """All that rendering depends on. The passwords never show in a repr."""
+    """All that rendering depends on. Keys and passwords never show in a repr.
+
+    ``passwords`` and ``password_file`` are empty where certificates say who is who.
+    """
 
     fleet: Fleet
+    certificates: Certificates
     passwords: Mapping[str, str]
     password_file: str
     compose_text: str
@@ -109,20 +122,45 @@ def _machine_files(inputs: Inputs, machine: Machine) -> dict[str, Rendered]:
     readme = device_readme if has_stage else broker_host_readme
     files = {
         "README.txt": Rendered(readme(fleet, machine)),
-        "docker-compose.yml": Rendered(for_a_machine(inputs.compose_text, stage=has_stage)),
+        "docker-compose.yml": _compose(inputs, stage=has_stage),
         ".env": Rendered(machine_env(fleet, machine)),
     }
     if has_stage:
-        files[PASSWORD] = _password(inputs, machine.name)
+        files |= _secrets(inputs, machine.name)
     if machine.runs_broker:
-        health = f"-u {HEALTH_USER}\n-P {inputs.passwords[HEALTH_USER]}\n"
-        files |= {
-            "broker/mosquitto.conf": Rendered(render_fleet_conf(FleetBrokerSettings())),
-            "broker/acl": Rendered(render_acl(fleet), SECRET),
-            PASSWORDS: Rendered(inputs.password_file, SECRET),
-            "broker/health": Rendered(health, SECRET),
-        }
+        files |= {f"broker/{name}": file for name, file in _broker_files(inputs).items()}
     return files
+
+
+def _broker_files(inputs: Inputs) -> dict[str, Rendered]:
+    fleet, certificates = inputs.fleet, inputs.certificates
+    by_password = fleet.security is Security.PASSWORDS
+    passwords = f"{CONFIG_FOLDER}/passwords" if by_password else None
+    settings = FleetBrokerSettings(password_file=passwords)
+    files = {
+        "mosquitto.conf": Rendered(render_fleet_conf(settings)),
+        "acl": Rendered(render_acl(fleet), SECRET),
+        "ca.crt": Rendered(certificates.ca, SECRET),
+        "broker.crt": Rendered(certificates.broker.certificate, SECRET),
+        "broker.key": Rendered(certificates.broker.key, SECRET),
+    }
+    # Of mosquitto_sub, which is the health check and finds them here.
+    options = {"-p": str(CONTAINER_PORT), "--cafile": f"{CONFIG_FOLDER}/ca.crt"}
+    if by_password:
+        files["passwords"] = Rendered(inputs.password_file, SECRET)
+        options |= {"-u": HEALTH_USER, "-P": inputs.passwords[HEALTH_USER]}
+    else:
+        health = certificates.users[HEALTH_USER]
+        files |= {
+            "revoked.crl": Rendered(certificates.revoked, SECRET),
+            "health.crt": Rendered(health.certificate, SECRET),
+            "health.key": Rendered(health.key, SECRET),
+        }
+        options |= {
+            "--cert": f"{CONFIG_FOLDER}/health.crt",
+            "--key": f"{CONFIG_FOLDER}/health.key",
+        }
+    return files | {"mosquitto_sub": _options(options)}
 
 
 def _planner_files(inputs: Inputs) -> dict[str, Rendered]:
@@ -143,31 +181,45 @@ def _client_files(inputs: Inputs, name: str) -> dict[str, Rendered]:
 
 
 def _observer_files(inputs: Inputs, name: str) -> dict[str, Rendered]:
-    fleet, password = inputs.fleet, inputs.passwords[name]
-    options = {
-        "-h": fleet.broker_address,
-        "-p": fleet.broker.port,
-        "-u": name,
-        "-P": password,
-    }
-    text = "".join(f"{option} {value}\n" for option, value in options.items())
+    fleet = inputs.fleet
+    options = {"-h": fleet.broker_address, "-p": str(fleet.broker.port), "--cafile": CA_CERT}
+    if fleet.security is Security.PASSWORDS:
+        options |= {"-u": name, "-P": inputs.passwords[name]}
+    else:
+        options |= {"--cert": USER_CERT, "--key": USER_KEY}
     return {
         "README.txt": Rendered(observer_readme(fleet, name)),
         **_user_files(inputs, name, compose=False),
-        "mosquitto_sub": Rendered(text, SECRET),
+        "mosquitto_sub": _options(options),
     }
 
 
 def _user_files(inputs: Inputs, user: str, *, compose: bool) -> dict[str, Rendered]:
     files = {
         ".env": Rendered(user_env(inputs.fleet, user, inputs.owner)),
-        PASSWORD: _password(inputs, user),
+        **_secrets(inputs, user),
     }
     if compose:
-        text = for_a_machine(inputs.compose_text, stage=False)
-        files["docker-compose.yml"] = Rendered(text)
+        files["docker-compose.yml"] = _compose(inputs, stage=False)
     return files
 
 
-def _password(inputs: Inputs, user: str) -> Rendered:
-    return Rendered(inputs.passwords[user] + "\n", SECRET)
+def _compose(inputs: Inputs, *, stage: bool) -> Rendered:
+    return Rendered(for_a_machine(inputs.compose_text, inputs.fleet.security, stage=stage))
+
+
+def _secrets(inputs: Inputs, user: str) -> dict[str, Rendered]:
+    """Who vouches for the broker, and what shows the broker who this user is."""
+    files = {CA_CERT: Rendered(inputs.certificates.ca, SECRET)}
+    if inputs.fleet.security is Security.PASSWORDS:
+        return files | {PASSWORD: Rendered(inputs.passwords[user] + "\n", SECRET)}
+    shown = inputs.certificates.users[user]
+    return files | {
+        USER_CERT: Rendered(shown.certificate, SECRET),
+        USER_KEY: Rendered(shown.key, SECRET),
+    }
+
+
+def _options(options: Mapping[str, str]) -> Rendered:
+    """A file of mosquitto_sub's options, one a line."""
+    return Rendered("".join(f"{option} {value}\n" for option, value in options.items()), SECRET)

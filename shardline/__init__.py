@@ -7,6 +7,7 @@ with open_pipeline("pi-0:1883") as pipeline:
         ...
 """
 
+from broker.transport import TlsFiles
 from client.batch import Batch, BatchResult, DeadBatch
 from client.open import open_pipeline
 from client.pipeline import Pipeline
@@ -18,6 +19,7 @@ __all__ = [
     "DeadBatch",
     "Pipeline",
     "Plan",
+    "TlsFiles",
     "load_plan",
     "open_pipeline",
 ]

@@ -6,10 +6,11 @@ from pydantic import ValidationError
 
 from broker.connection import Connector
 from broker.split import SplitConnection
-from broker.transport import Callbacks, ConnectionSettings
+from broker.transport import Callbacks, ConnectionSettings, TlsFiles, parse_address
 from contract.errors import SettingsError
 from contract.frozen import explain
 from contract.plan import EdgeBroker
+from deploy.inventory import host_and_port
 
 
 def parse_edge_brokers(texts: Sequence[str], num_stages: int) -> tuple[EdgeBroker, ...]:
@@ -37,6 +38,15 @@ def parse_edge_brokers(texts: Sequence[str], num_stages: int) -> tuple[EdgeBroke
         except ValidationError as error:
             raise SettingsError(f"--edge-broker {text!r}: {explain(error)}") from error
     return tuple(found[edge] for edge in sorted(found))
+
+
+def with_ports(edges: Sequence[EdgeBroker], tls: TlsFiles | None) -> tuple[EdgeBroker, ...]:
+    """The same with the port that is meant written out: a plan does not say whether TLS is used."""
+    return tuple(
+        edge.model_copy(update={"address": host_and_port(there.host, there.port)})
+        for edge in edges
+        for there in (parse_address(edge.address, tls=tls),)
+    )
 
 
 def try_edge_brokers(

@@ -42,6 +42,15 @@ PasswordFile = Annotated[
     Path | None,
     option("--password-file", "File that holds the password (or set SHARDLINE_PASSWORD)."),
 ]
+CaFile = Annotated[
+    Path | None,
+    option("--ca-file", "Certificate of the CA that vouches for the broker; switches TLS on."),
+]
+CertFile = Annotated[
+    Path | None,
+    option("--cert-file", "Certificate that says who we are; its common name is the user name."),
+]
+KeyFile = Annotated[Path | None, option("--key-file", "Private key of --cert-file.")]
 Verbose = Annotated[bool, option("--verbose", "Log what happens, on stderr.", short="-v")]
 Json = Annotated[bool, option("--json", "Print one JSON document on stdout.")]
 Threads = Annotated[

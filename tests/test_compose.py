@@ -51,7 +51,7 @@ def test_every_service_is_bounded(name: str) -> None:
 
 @each_service
 def test_only_the_broker_opens_a_port(name: str) -> None:
-    expected = ["${SHARDLINE_BROKER_PORT:-1883}:1883"] if name == "broker" else None
+    expected = ["${SHARDLINE_BROKER_PORT:-8883}:8883"] if name == "broker" else None
     assert SERVICES[name].get("ports") == expected
 
 
@@ -70,12 +70,17 @@ def test_no_password_is_in_an_environment() -> None:
 def test_what_the_broker_mounts_is_read_only_but_for_its_data() -> None:
     mounts = SERVICES["broker"]["volumes"]
     assert mounts[-1] == "broker-data:/var/lib/mosquitto"
-    assert {m["target"]: m["read_only"] for m in mounts[:-1]} == {
-        "/mosquitto/config/mosquitto.conf": True,
-        "/mosquitto/config/acl": True,
-        "/mosquitto/config/passwords": True,
-        "/mosquitto/health/mosquitto_sub": True,
-    }
+    assert {m["target"]: m["read_only"] for m in mounts[:-1]} == {"/mosquitto/config": True}
+
+
+@pytest.mark.parametrize("name", ["stage", "client"])
+def test_what_says_who_it_is_is_read_only(name: str) -> None:
+    mounts = [m for m in SERVICES[name]["volumes"] if isinstance(m, dict)]
+    [secrets] = [m for m in mounts if m["target"] == "/run/secrets/shardline"]
+    assert secrets["read_only"] is True
+    for file in ("CA", "CERT", "KEY"):
+        path = SERVICES[name]["environment"][f"SHARDLINE_{file}_FILE"]
+        assert path.startswith("/run/secrets/shardline/")
 
 
 # Variables

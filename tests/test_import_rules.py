@@ -40,6 +40,8 @@ ALLOWED = {
     "rich": ["shardline/"],
     "dotenv": ["shardline/"],
     "yaml": ["deploy/"],
+    "cryptography": ["deploy/"],
+    "ssl": ["broker/"],
     "jinja2": ["shardline/report/"],
     "markupsafe": ["shardline/report/"],
     "pickle": [],

@@ -134,7 +134,7 @@ def test_services_lead_to_the_port_of_the_broker() -> None:
     assert len(services) == 2
     for service in services:
         assert [(p["port"], ports[p["targetPort"]]) for p in service["spec"]["ports"]] == [
-            (1883, 1883)
+            (8883, 8883)
         ]
 
 
@@ -233,11 +233,12 @@ def test_the_stage_has_what_it_needs() -> None:
         assert by_name["SHARDLINE_DEVICE"]["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
         # $(…) is only replaced by what stands above it.
         order = [variable["name"] for variable in env]
-        assert order.index("SHARDLINE_DEVICE") < order.index("SHARDLINE_PASSWORD_FILE")
+        assert order.index("SHARDLINE_DEVICE") < order.index("SHARDLINE_CERT_FILE")
         mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-        assert by_name["SHARDLINE_PASSWORD_FILE"]["value"] == (
-            "/run/secrets/shardline/$(SHARDLINE_DEVICE)"
-        )
+        own = "/run/secrets/shardline/$(SHARDLINE_DEVICE)"
+        assert by_name["SHARDLINE_CERT_FILE"]["value"] == f"{own}.crt"
+        assert by_name["SHARDLINE_KEY_FILE"]["value"] == f"{own}.key"
+        assert by_name["SHARDLINE_CA_FILE"]["value"] == "/run/secrets/shardline/ca.crt"
         assert "/run/secrets/shardline" in mounts
         assert by_name["SHARDLINE_CACHE"]["value"] in mounts
         assert str(Path(by_name[HEARTBEAT_VARIABLE]["value"]).parent) in mounts
@@ -251,7 +252,7 @@ def test_nothing_listens_but_the_broker() -> None:
     for spec in policies.values():
         for rule in spec.get("ingress", []):
             assert spec["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "broker"
-            assert rule["ports"] == [{"protocol": "TCP", "port": 1883}]
+            assert rule["ports"] == [{"protocol": "TCP", "port": 8883}]
 
 
 def test_no_secret_is_in_a_manifest_and_each_is_made_in_the_readme() -> None:
@@ -280,11 +281,11 @@ def test_the_brokers_files_are_copied_for_their_user_alone(tmp_path: Path) -> No
     """As Kubernetes shows a Secret: links to a folder. Twice, as after a restart of the node."""
     hidden = tmp_path / "secret" / "..data"
     hidden.mkdir(parents=True)
-    for name in ("mosquitto.conf", "acl", "passwords", "health"):
+    names = {"mosquitto.conf", "acl", "ca.crt", "broker.crt", "broker.key", "mosquitto_sub"}
+    for name in names:
         (hidden / name).write_text(f"{name}\n")
         (tmp_path / "secret" / name).symlink_to(f"..data/{name}")
-    for folder in ("config", "health"):
-        (tmp_path / "mosquitto" / folder).mkdir(parents=True)
+    (tmp_path / "mosquitto" / "config").mkdir(parents=True)
     command = containers(next(m for name, m in WORKLOADS if name == "broker.yaml"))[0]["command"]
     script = re.sub(r"(?<= )/(secret|mosquitto)/", rf"{tmp_path}/\1/", command[-1])
     for _ in range(2):
@@ -294,12 +295,7 @@ def test_the_brokers_files_are_copied_for_their_user_alone(tmp_path: Path) -> No
         for file in (tmp_path / "mosquitto").rglob("*")
         if file.is_file()
     }
-    assert written.keys() == {
-        "config/mosquitto.conf",
-        "config/acl",
-        "config/passwords",
-        "health/mosquitto_sub",
-    }
+    assert written.keys() == {f"config/{name}" for name in names}
     for file in written.values():
         assert not file.is_symlink()
         assert file.stat().st_mode & 0o077 == 0

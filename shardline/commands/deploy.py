@@ -8,7 +8,7 @@ import typer
 
 from contract.errors import SettingsError
 from shardline import options
-from shardline.commands import deploy_check
+from shardline.commands import deploy_certificates, deploy_check
 from shardline.options import option
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_KIND = "raspberry-pi-4"
 
 app = typer.Typer(
-    help="From one fleet.yaml to a folder for each machine: compose file, password, access rights.",
+    help="From one fleet.yaml to a folder for each machine: compose file, credential, rights.",
     no_args_is_help=True,
 )
 
@@ -50,6 +50,9 @@ def init(
             "Device that runs the broker, or NAME=ADDRESS of another machine; default: the first.",
         ),
     ] = None,
+    security: Annotated[
+        str, option("--security", "How users show who they are: certificates or passwords.")
+    ] = "certificates",
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     fleet: options.FleetFile = options.FLEET_FILE,
 ) -> None:
@@ -57,12 +60,15 @@ def init(
     from contract.kind import Kind
     from deploy import example
     from deploy.fields import PLACEHOLDER
+    from deploy.inventory import Security
     from shardline.console import out
 
     if (devices is None) == (not device):
         raise SettingsError("give either --devices N, or --device NAME=ADDRESS for each device")
     if kind not in list(Kind):
         raise SettingsError(f"--kind {kind!r}: expected one of {', '.join(Kind)}")
+    if security not in list(Security):
+        raise SettingsError(f"--security {security!r}: expected one of {', '.join(Security)}")
     machines = (
         [example.parse_new_machine("--device", text) for text in device]
         if device
@@ -72,7 +78,7 @@ def init(
     if broker_host is not None:
         known = {machine.name: machine for machine in machines}
         host = known.get(broker_host) or example.parse_new_machine("--broker-host", broker_host)
-    text = example.example_fleet(machines, Kind(kind), cluster, host)
+    text = example.example_fleet(machines, Kind(kind), cluster, host, Security(security))
     try:
         fleet.parent.mkdir(parents=True, exist_ok=True)
         with fleet.open("x", encoding="utf-8") as file:
@@ -95,18 +101,14 @@ def init(
 @app.command()
 def render(
     fleet: options.FleetFile = options.FLEET_FILE,
-    folder: Annotated[
-        Path | None,
-        option(
-            "--out", "Folder of the folders; default: that of fleet.yaml.", variable="FLEET_OUT"
-        ),
-    ] = None,
+    folder: deploy_certificates.Folder = None,
     force: Annotated[
         bool, option("--force", "Replace files that were changed by hand, too.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a folder for every machine and every user. Passwords are made once and then kept."""
+    """Write a folder for every machine and every user. Credentials are made once and then kept."""
+    deploy_certificates.need_cryptography()
     from deploy.inventory import DEFAULT_UNIX_ID
     from deploy.rendering import render_fleet
     from shardline.console import err, out, print_json
@@ -168,7 +170,7 @@ def _next_steps(outcome: "Outcome") -> list[str]:
 
 
 def _summary(outcome: "Outcome") -> dict[str, Any]:
-    """For scripts: the folders and what became of their files. No password is in it."""
+    """For scripts: the folders and what became of their files. No secret is in it."""
     fleet = outcome.fleet
     rows: list[dict[str, Any]] = [
         {
@@ -201,3 +203,5 @@ def _fleet_flag(fleet: Path) -> str:
 
 
 app.command(name="check")(deploy_check.run)
+app.command()(deploy_certificates.renew)
+app.command()(deploy_certificates.revoke)

@@ -11,7 +11,7 @@ from shardline import options
 from shardline.options import option
 
 STAGE_PACKAGES = ("numpy", "onnxruntime", "paho", "psutil", "pydantic", "safetensors", "xxhash")
-PLANNER_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript")
+PLANNER_PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "cryptography")
 
 
 class Finding(NamedTuple):

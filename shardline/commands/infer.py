@@ -59,6 +59,9 @@ def run(
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     username: options.Username = None,
     password_file: options.PasswordFile = None,
+    ca_file: options.CaFile = None,
+    cert_file: options.CertFile = None,
+    key_file: options.KeyFile = None,
     ready_timeout: options.ReadyTimeout = 60.0,
     engine: options.Engine = "onnxruntime",
     threads: options.Threads = 1,
@@ -127,15 +130,16 @@ def run(
                 )
             )
         else:
-            name = username or random_client_name()
+            connect = connect_to(broker, username, password_file, ca_file, cert_file, key_file)
+            user = connect.address.username
+            name = user or random_client_name()
             settings = ClientSettings(
-                name=name if written is None else written.client_name(username),
+                name=name if written is None else written.client_name(user),
                 cluster=cluster,
                 window=window,
                 ready_timeout_s=ready_timeout,
                 batch_timeout_s=batch_timeout,
             )
-            connect = connect_to(broker, username, password_file)
             pipeline = stack.enter_context(
                 Pipeline(settings, connect, elsewhere=connect.elsewhere, journal=written)
             )

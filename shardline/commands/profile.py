@@ -67,6 +67,9 @@ def run(
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     username: options.Username = None,
     password_file: options.PasswordFile = None,
+    ca_file: options.CaFile = None,
+    cert_file: options.CertFile = None,
+    key_file: options.KeyFile = None,
     ready_timeout: options.ReadyTimeout = 60.0,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -91,8 +94,8 @@ def run(
     from planner.importers import import_model
 
     devices = None if not device else tuple(check_name("device", name) for name in device)
-    connect = connect_to(broker, username, password_file)
-    name = username or f"planner-{secrets.token_hex(4)}"
+    connect = connect_to(broker, username, password_file, ca_file, cert_file, key_file)
+    name = connect.address.username or f"planner-{secrets.token_hex(4)}"
     with FleetProfiler(connect, cluster, name) as profiler, steps("profiling") as step:
         graph = segment_graph(canonicalise(import_model(model, chosen, step), step))
         request = ProfileRequest(

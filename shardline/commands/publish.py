@@ -32,6 +32,9 @@ def run(
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     username: options.Username = None,
     password_file: options.PasswordFile = None,
+    ca_file: options.CaFile = None,
+    cert_file: options.CertFile = None,
+    key_file: options.KeyFile = None,
     ready_timeout: options.ReadyTimeout = 60.0,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -41,14 +44,15 @@ def run(
     from planner.publish import Publisher, place_on
     from shardline.connecting import connect_to
     from shardline.console import out, print_json, set_up_logging, steps
-    from shardline.edges import parse_edge_brokers, try_edge_brokers
+    from shardline.edges import parse_edge_brokers, try_edge_brokers, with_ports
     from shardline.plan_table import edge_brokers_line, placement_table
 
     set_up_logging(verbose)
     built = load_plan(plan)
     edges = parse_edge_brokers(edge_broker or [], built.num_stages) or built.edge_brokers
-    connect = connect_to(broker, username, password_file)
-    name = username or f"planner-{secrets.token_hex(4)}"
+    connect = connect_to(broker, username, password_file, ca_file, cert_file, key_file)
+    edges = with_ports(edges, connect.address.tls)
+    name = connect.address.username or f"planner-{secrets.token_hex(4)}"
     try_edge_brokers(connect, name, edges, built.num_stages)
     with Publisher(connect, cluster, name) as publisher, steps("publishing") as step:
         if device:

@@ -33,6 +33,9 @@ def run(
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     username: options.Username = None,
     password_file: options.PasswordFile = None,
+    ca_file: options.CaFile = None,
+    cert_file: options.CertFile = None,
+    key_file: options.KeyFile = None,
     engine: options.Engine = "onnxruntime",
     threads: options.Threads = 0,
     prepack: options.Prepack = True,
@@ -56,7 +59,7 @@ def run(
         threads=threads or available_cores(),
         prepack=prepack,
     )
-    connect = connect_to(broker, username or device, password_file)
+    connect = connect_to(broker, username or device, password_file, ca_file, cert_file, key_file)
     agent = StageAgent(settings, connect, elsewhere=connect.elsewhere)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())

@@ -21,6 +21,9 @@ def run(
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     username: options.Username = None,
     password_file: options.PasswordFile = None,
+    ca_file: options.CaFile = None,
+    cert_file: options.CertFile = None,
+    key_file: options.KeyFile = None,
     ready_timeout: options.ReadyTimeout = 60.0,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -36,9 +39,9 @@ def run(
 
     set_up_logging(verbose)
     built = load_plan(plan)
-    connect = connect_to(broker, username, password_file)
+    connect = connect_to(broker, username, password_file, ca_file, cert_file, key_file)
     settings = ClientSettings(
-        name=username or random_client_name(),
+        name=connect.address.username or random_client_name(),
         cluster=cluster,
         window=window,
         ready_timeout_s=ready_timeout,
@@ -46,7 +49,7 @@ def run(
     with ExitStack() as stack:
         step = stack.enter_context(steps("verifying"))
         memory: Mapping[str, int] = {}
-        if username is None:  # a user of a fleet has one connection, and may not read metrics
+        if connect.address.username is None:  # a user of a fleet has but one, and reads no metrics
             name = f"{settings.name}-watch"
             memory = stack.enter_context(MemoryWatch(connect, cluster, name)).rss_bytes
         running, measurement = measure(

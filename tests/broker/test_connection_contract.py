@@ -20,6 +20,7 @@ from broker.transport import (
     PublishOutcome,
     Will,
 )
+from tests.certified import TestAuthority, at
 from tests.conftest import eventually
 
 
@@ -86,14 +87,33 @@ class Peer:
         self.connection.close(forget_session=forget_session)
 
 
-@pytest.fixture(params=["mosquitto", "memory"])
-def peers(request: pytest.FixtureRequest, shared_broker: EmbeddedBroker) -> Iterator[Any]:
-    connect = (
-        Connector(shared_broker.address) if request.param == "mosquitto" else MemoryBroker().connect
-    )
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> TestAuthority:
+    return TestAuthority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def tls_broker(authority: TestAuthority) -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(tls=authority.listener()) as running:
+        yield running
+
+
+@pytest.fixture(params=["mosquitto", "mosquitto by TLS", "memory"])
+def peers(
+    request: pytest.FixtureRequest,
+    shared_broker: EmbeddedBroker,
+    tls_broker: EmbeddedBroker,
+    authority: TestAuthority,
+) -> Iterator[Any]:
+    memory = MemoryBroker()
     made: list[Peer] = []
 
     def make(name: str, **more: Any) -> Peer:
+        connect: Connect = memory.connect
+        if request.param == "mosquitto":
+            connect = Connector(shared_broker.address)
+        elif request.param == "mosquitto by TLS":
+            connect = Connector(at(tls_broker, authority.user(name)))
         peer = Peer(connect, name, **more)
         made.append(peer)
         return peer

@@ -48,6 +48,20 @@ def shardline(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return run(sys.executable, "-m", "shardline", *arguments, cwd=ROOT, **more)
 
 
+def secret_lines(folder: Path) -> list[str]:
+    """Every line of every private key and password of a fleet."""
+    files = [*folder.glob("credentials/*"), *folder.glob("authority/*.key")]
+    lines = [
+        line
+        for file in files
+        if file.suffix != ".crt"
+        for line in file.read_text().splitlines()
+        if not line.startswith("-----")
+    ]
+    assert len(lines) >= 6
+    return lines
+
+
 def until(condition: Callable[[], object], what: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -196,7 +210,7 @@ class ContainerFleet:
         user = self.folder / "observers" / "observer"
         return [
             *("docker", "run", "--rm", "--network", self.id, "--user", f"{self.uid}:{self.uid}"),
-            *("-v", f"{user}:/observer:ro", "-e", "XDG_CONFIG_HOME=/observer"),
+            *("-v", f"{user}:/observer:ro", "-w", "/observer", "-e", "XDG_CONFIG_HOME=/observer"),
             *("--entrypoint", "mosquitto_sub", self.env["SHARDLINE_BROKER_IMAGE"]),
             *("-t", topic, *arguments),
         ]

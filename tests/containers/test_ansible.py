@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.fleet import ROOT, UID, VERSION, ContainerFleet, run
+from tests.containers.fleet import ROOT, UID, VERSION, ContainerFleet, run, secret_lines
 
 MACHINES = ("hub", "pi-0", "pi-1")
 
@@ -75,7 +75,7 @@ def test_it_copies_each_folder_and_nothing_of_another(control: Control) -> None:
         source = control.fleet.folder / machine
         names = {str(path.relative_to(source)) for path in source.rglob("*")}
         assert names == {str(path.relative_to(there)) for path in there.rglob("*")}
-        secret = there / ("broker/passwords" if machine == "hub" else "secrets/password")
+        secret = there / ("broker/broker.key" if machine == "hub" else "secrets/user.key")
         assert secret.stat().st_mode & 0o777 == 0o600
         # Over ssh they would belong to the login user, whom the containers run as.
         for path in (there, *there.rglob("*")):
@@ -103,7 +103,8 @@ def test_run_again_it_changes_nothing(control: Control) -> None:
     assert {machine: control.compose(machine, "ps", "-q") for machine in MACHINES} == before
 
 
-def test_no_password_is_printed(control: Control) -> None:
+def test_no_key_is_printed(control: Control) -> None:
     said = control.play("-vv", "--diff")
-    for file in (control.fleet.folder / "credentials").iterdir():
-        assert file.read_text().strip() not in said
+    assert "PRIVATE KEY" not in said
+    for line in secret_lines(control.fleet.folder):
+        assert line not in said

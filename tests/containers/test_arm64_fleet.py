@@ -17,6 +17,7 @@ from tests.containers.fleet import (
     WEIGHTS_IN_PLANNER,
     ContainerFleet,
     run,
+    secret_lines,
     shardline,
     until,
 )
@@ -164,28 +165,29 @@ def restarts(fleet: ContainerFleet, machine: str) -> int:
     return int(fleet.inspect(fleet.container(machine), "{{.RestartCount}}"))
 
 
-def test_no_password_is_in_a_log_or_in_the_containers_settings(fleet: ContainerFleet) -> None:
-    passwords = [p.read_text().strip() for p in (fleet.folder / "credentials").iterdir()]
-    assert len(passwords) >= 6
+def test_no_key_is_in_a_log_or_in_the_containers_settings(fleet: ContainerFleet) -> None:
+    secrets = secret_lines(fleet.folder)
     for machine, service in (("hub", "broker"), *((device, "stage") for device in DEVICES)):
         said = fleet.logs(machine, service)
         said += run("docker", "inspect", fleet.container(machine, service)).stdout
-        assert not any(password in said for password in passwords)
+        assert not any(secret in said for secret in secrets)
 
 
-def test_a_wrong_password_is_one_clear_line_and_the_stage_tries_again(
+def test_another_device_s_certificate_is_one_clear_line_and_the_stage_tries_again(
     fleet: ContainerFleet,
 ) -> None:
-    secret = fleet.folder / "pi-2" / "secrets" / "password"
-    right = secret.read_text()
+    files = [fleet.folder / "pi-2" / "secrets" / name for name in ("user.crt", "user.key")]
+    right = [file.read_text() for file in files]
     try:
-        secret.write_text("wrong\n")
+        for file, kind in zip(files, ("crt", "key"), strict=True):
+            file.write_text((fleet.folder / "credentials" / f"pi-1.{kind}").read_text())
         fleet.compose("pi-2", "up", "-d", "--force-recreate")
-        until(lambda: "refuses user 'pi-2'" in fleet.logs("pi-2"), "the refusal is told", 60)
+        said = "is the certificate of 'pi-1', and the user shall be 'pi-2'"
+        until(lambda: said in fleet.logs("pi-2"), "the refusal is told", 60)
         assert "Traceback" not in fleet.logs("pi-2")
-        assert "wrong" not in fleet.logs("pi-2").replace("wrong password", "")
     finally:
-        secret.write_text(right)
+        for file, text in zip(files, right, strict=True):
+            file.write_text(text)
         fleet.compose("pi-2", "up", "-d", "--force-recreate")
 
 

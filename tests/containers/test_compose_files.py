@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deploy.rendering import render_fleet
-from tests.deploy.fleets import FLEET, SEPARATE_BROKER, write_fleet
+from tests.deploy.fleets import FLEET, SEPARATE_BROKER, WITH_PASSWORDS, write_fleet
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.arm64.yml"
@@ -63,11 +63,15 @@ def test_compose_accepts_the_file_with_the_example_s_variables(tmp_path: Path) -
     assert document["services"]["broker"]["image"] == "shardline/broker:0.1.0"
 
 
-@pytest.mark.parametrize("text", [FLEET, SEPARATE_BROKER], ids=["on a Pi", "on its own"])
+@pytest.mark.parametrize(
+    "text",
+    [FLEET, SEPARATE_BROKER, WITH_PASSWORDS],
+    ids=["on a Pi", "on its own", "with passwords"],
+)
 def test_compose_accepts_every_rendered_folder(tmp_path: Path, text: str) -> None:
     render_fleet(write_fleet(tmp_path, text), None, (1000, 1000))
     folders = [file.parent for file in tmp_path.rglob("docker-compose.yml")]
-    assert len(folders) == (5 if text is FLEET else 6)
+    assert len(folders) == (6 if text is SEPARATE_BROKER else 5)
     for folder in folders:
         accepted(compose(*ARGUMENTS, cwd=folder))
 
@@ -78,10 +82,12 @@ def test_a_rendered_device_is_what_its_fleet_says(tmp_path: Path) -> None:
     assert stage["user"] == "1001:1002"
     assert stage["mem_limit"] == stage["memswap_limit"] == "200m"
     assert stage["environment"]["SHARDLINE_DEVICE"] == "pi-1"
-    assert stage["environment"]["SHARDLINE_BROKER"] == "192.168.1.20:1883"
+    assert stage["environment"]["SHARDLINE_BROKER"] == "192.168.1.20:8883"
     assert "build" not in stage
-    secret = resolved(tmp_path / "pi-1")["secrets"]["shardline_password"]["file"]
-    assert Path(secret).read_text() == (tmp_path / "credentials" / "pi-1").read_text()
+    [mount] = [m for m in stage["volumes"] if str(m).count("/run/secrets/shardline")]
+    source = Path(mount["source"] if isinstance(mount, dict) else mount.partition(":")[0])
+    key = (tmp_path / "credentials" / "pi-1.key").read_text()
+    assert (source / "user.key").read_text() == key
 
 
 def test_a_broken_file_is_not_accepted(tmp_path: Path) -> None:

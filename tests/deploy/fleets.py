@@ -2,18 +2,20 @@
 
 import os
 import socket
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker.embedded import find_mosquitto
+from broker.transport import BrokerAddress, TlsFiles
 
 FLEET = """\
 cluster: home
@@ -35,6 +37,7 @@ clients:
   - client-b
 """
 SEPARATE_BROKER = FLEET.replace("host: pi-0", "host: hub\n  address: 192.168.1.10\n  port: 1999")
+WITH_PASSWORDS = FLEET.replace("cluster: home\n", "cluster: home\nsecurity: passwords\n")
 ADMIN = "admin"
 """A user of the tests that may do everything: it sees what arrives, and publishes to all."""
 NOT_AUTHORISED = 0x87
@@ -56,12 +59,12 @@ def running_broker(rendered: Path, folder: Path) -> Iterator[int]:
     config, data = folder / "config", folder / "data"
     config.mkdir(parents=True, exist_ok=True)
     data.mkdir(exist_ok=True)
-    for name in ("acl", "passwords"):
-        (config / name).write_bytes((rendered / name).read_bytes())
-        (config / name).chmod(0o600)
+    for file in rendered.iterdir():
+        (config / file.name).write_bytes(file.read_bytes())
+        (config / file.name).chmod(0o600)
     text = (rendered / "mosquitto.conf").read_text()
     for old, new in (
-        ("listener 1883\n", f"listener {port} 127.0.0.1\n"),
+        ("listener 8883\n", f"listener {port} 127.0.0.1\n"),
         ("/mosquitto/config/", f"{config}/"),
         ("/var/lib/mosquitto/", f"{data}/"),
         ("sys_interval 10\n", "sys_interval 1\n"),
@@ -96,12 +99,29 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Who(NamedTuple):
+    """What a user shows the broker, and who vouches for the broker."""
+
+    user: str | None
+    tls: TlsFiles
+    password: str | None = None
+
+    def at(self, port: int) -> BrokerAddress:
+        return BrokerAddress("127.0.0.1", port, self.user, self.password, self.tls)
+
+
+def who(rendered: Path, user: str) -> Who:
+    """A user of a rendered fleet, by certificate or password."""
+    ca, own = rendered / "authority" / "ca.crt", rendered / "credentials" / user
+    if own.exists():
+        return Who(user, TlsFiles(ca), own.read_text().strip())
+    return Who(user, TlsFiles(ca, own.with_suffix(".crt"), own.with_suffix(".key")))
+
+
 class Peer:
     """One connection as a user; remembers what arrives and how each publish was answered."""
 
-    def __init__(
-        self, port: int, user: str | None, password: str | None, client_id: str | None = None
-    ) -> None:
+    def __init__(self, port: int, who: Who, client_id: str | None = None) -> None:
         self.received: list[tuple[str, bytes]] = []
         self.refusal: int | None = None
         self.disconnected = threading.Event()
@@ -110,11 +130,15 @@ class Peer:
         self._first_answer = threading.Event()
         self._client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
-            client_id=user or "nobody" if client_id is None else client_id,
+            client_id=who.user or "nobody" if client_id is None else client_id,
             protocol=mqtt.MQTTv5,
         )
-        if user is not None:
-            self._client.username_pw_set(user, password)
+        context = ssl.create_default_context(cafile=who.tls.ca_file)
+        if who.tls.cert_file is not None:
+            context.load_cert_chain(who.tls.cert_file, who.tls.key_file)
+        self._client.tls_set_context(context)
+        if who.user is not None:
+            self._client.username_pw_set(who.user, who.password)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish

@@ -2,24 +2,35 @@
 
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from broker.connection import Connector
-from broker.transport import BrokerAddress
 from contract import topics
 from contract.profile import load_profile
 from contract.topics import Topic, parse_topic
 from deploy.acl import rights_of
+from deploy.certificates import Credential, authority, issue_to_user
 from deploy.credentials import hash_line
 from deploy.fleet_file import load_fleet
 from deploy.rendering import render_fleet
 from planner.devices.measure_device import ProfileRequest
 from shardline.__main__ import main
 from tests.conftest import StartStage, eventually
-from tests.deploy.fleets import ADMIN, NOT_AUTHORISED, Peer, running_broker, write_fleet
+from tests.deploy.fleets import (
+    ADMIN,
+    FLEET,
+    NOT_AUTHORISED,
+    WITH_PASSWORDS,
+    Peer,
+    Who,
+    running_broker,
+    who,
+    write_fleet,
+)
 from tests.tiny import make_tiny_plan
 
 CLUSTER = "home"
@@ -105,13 +116,13 @@ def may_read(user: str, topic: Topic) -> bool:
 
 
 class Ground:
-    """The broker, every user's password, and connections that are closed at the end."""
+    """The broker, every user's credential, and connections that are closed at the end."""
 
-    def __init__(self, port: int, passwords: dict[str, str]) -> None:
-        self.port, self.passwords, self._peers = port, passwords, list[Peer]()
+    def __init__(self, port: int, users: dict[str, Who]) -> None:
+        self.port, self.users, self._peers = port, users, list[Peer]()
 
     def join(self, user: str, client_id: str | None = None) -> Peer:
-        peer = Peer(self.port, user, self.passwords[user], client_id)
+        peer = Peer(self.port, self.users[user], client_id)
         self._peers.append(peer)
         assert peer.refusal is None
         return peer
@@ -127,32 +138,44 @@ def cluster() -> str:
     return CLUSTER
 
 
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[FLEET, WITH_PASSWORDS], ids=["certificates", "passwords"])
+def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fleet")
-    file = write_fleet(folder)
+    file = write_fleet(folder, request.param)
     more = "  - {name: pi-2, address: 192.168.1.22, kind: raspberry-pi-5}\nclients:\n"
     file.write_text(file.read_text().replace("clients:\n", more))
     render_fleet(file, None, (1000, 1000))
     return folder
 
 
+def admit_the_admin(rendered: Path, broker: Path) -> None:
+    if (broker / "passwords").exists():
+        with (broker / "passwords").open("a") as passwords:
+            passwords.write(hash_line(ADMIN, "of-the-tests") + "\n")
+        (rendered / "credentials" / ADMIN).write_text("of-the-tests")
+        return
+    ours = rendered / "authority"
+    ca = Credential(*((ours / name).read_text() for name in ("ca.crt", "ca.key")))
+    made = issue_to_user(authority(ca), ADMIN, datetime.now(UTC))
+    (rendered / "credentials" / f"{ADMIN}.crt").write_text(made.certificate)
+    (rendered / "credentials" / f"{ADMIN}.key").write_text(made.key)
+
+
 @pytest.fixture(scope="module")
 def broker_port(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     copy = tmp_path_factory.mktemp("broker")
-    for name in ("mosquitto.conf", "acl", "passwords"):
-        (copy / name).write_bytes((rendered / "pi-0" / "broker" / name).read_bytes())
-    with (copy / "acl").open("a") as acl, (copy / "passwords").open("a") as passwords:
+    for file in (rendered / "pi-0" / "broker").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    with (copy / "acl").open("a") as acl:
         acl.write(f"\nuser {ADMIN}\ntopic readwrite #\n")
-        passwords.write(hash_line(ADMIN, "of-the-tests") + "\n")
+    admit_the_admin(rendered, copy)
     with running_broker(copy, tmp_path_factory.mktemp("mosquitto")) as port:
         yield port
 
 
 @pytest.fixture
 def ground(rendered: Path, broker_port: int) -> Iterator[Ground]:
-    passwords = {u: (rendered / "credentials" / u).read_text().strip() for u in USERS}
-    ground = Ground(broker_port, passwords | {ADMIN: "of-the-tests"})
+    ground = Ground(broker_port, {user: who(rendered, user) for user in (*USERS, ADMIN)})
     yield ground
     ground.close()
 
@@ -221,16 +244,31 @@ def test_clients_and_the_planner_see_what_the_broker_drops_and_no_other_figure(
 
 
 def test_a_wrong_password_an_unknown_user_and_no_user_are_refused(ground: Ground) -> None:
+    tls = ground.users["pi-0"].tls
+    if tls.cert_file is not None:
+        pytest.skip("tests/broker/test_tls.py has who is refused without a right certificate")
     for user, password in (
-        ("pi-0", ground.passwords["pi-1"]),
+        ("pi-0", ground.users["pi-1"].password),
         ("pi-0", ""),
         ("pi-0", None),
-        ("pi-9", ground.passwords["pi-0"]),
+        ("pi-9", ground.users["pi-0"].password),
         (None, None),
     ):
-        peer = Peer(ground.port, user, password)
+        peer = Peer(ground.port, Who(user, tls, password))
         peer.close()
         assert peer.refusal in (0x86, NOT_AUTHORISED), (user, peer.refusal)
+
+
+def test_whatever_user_name_is_given_the_certificate_says_who_it_is(ground: Ground) -> None:
+    mine = ground.users["pi-1"]
+    if mine.tls.cert_file is None:
+        pytest.skip("there are passwords")
+    peer = Peer(ground.port, Who(PLANNER, mine.tls, "whatever"))
+    plan, event = topics.plan_topic(CLUSTER), topics.event_topic(CLUSTER, "pi-1")
+    answers = peer.publish([plan, event])
+    peer.close()
+    assert answers[plan] == NOT_AUTHORISED
+    assert answers[event] != NOT_AUTHORISED
 
 
 def test_nobody_can_take_the_client_id_of_another(ground: Ground) -> None:
@@ -259,6 +297,14 @@ def test_two_clients_do_not_see_each_other_s_results(ground: Ground) -> None:
         assert {parse_topic(topic).to for topic, _ in reader.received} == {name}
 
 
+def credentials(secrets: Path, user: str) -> list[str]:
+    """Options of a command, from a rendered folder."""
+    options = ["--ca-file", str(secrets / "ca.crt")]
+    if (secrets / "password").exists():
+        return [*options, "--username", user, "--password-file", str(secrets / "password")]
+    return [*options, "--cert-file", f"{secrets}/user.crt", "--key-file", f"{secrets}/user.key"]
+
+
 def test_the_rights_suffice_to_hand_out_shards_publish_a_plan_and_feed_it(
     rendered: Path,
     ground: Ground,
@@ -270,20 +316,20 @@ def test_the_rights_suffice_to_hand_out_shards_publish_a_plan_and_feed_it(
     """Stages, planner and client as they are, each with its own user."""
     make_tiny_plan(tmp_path, devices=())
     for device in DEVICES:
-        address = BrokerAddress("127.0.0.1", ground.port, device, ground.passwords[device])
+        address = ground.users[device].at(ground.port)
         nothing, cache = tmp_path / f"{device}-shards", tmp_path / f"{device}-cache"
         start_stage(device, nothing, cache_dir=cache, connect=Connector(address))
     observer = ground.join(OBSERVER)
     observer.subscribe(topics.metrics_filter())
 
     def run(user: str, folder: str, *arguments: str) -> int:
-        password = rendered / folder / "secrets" / "password"
+        secrets = rendered / folder / "secrets"
         monkeypatch.setattr(
             sys,
             "argv",
             [
                 *("shardline", *arguments, "--broker", f"127.0.0.1:{ground.port}"),
-                *("--cluster", CLUSTER, "--username", user, "--password-file", str(password)),
+                *("--cluster", CLUSTER, *credentials(secrets, user)),
             ],
         )
         with pytest.raises(SystemExit) as left:
@@ -310,14 +356,13 @@ def test_the_rights_suffice_to_profile_the_devices(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A device's probe of its link goes by topics that it may write and read already."""
-    address = BrokerAddress("127.0.0.1", ground.port, "pi-1", ground.passwords["pi-1"])
+    address = ground.users["pi-1"].at(ground.port)
     start_stage("pi-1", tmp_path / "none", cache_dir=tmp_path / "pi-1", connect=Connector(address))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
         "planner.devices.measure_device.ProfileRequest",
         partial(ProfileRequest, budget_s=0.05, probe_s=0.3),
     )
-    password = rendered / "planner" / "secrets" / "password"
     file = tmp_path / "built" / "profile.json"
     monkeypatch.setattr(
         sys,
@@ -326,7 +371,7 @@ def test_the_rights_suffice_to_profile_the_devices(
             *("shardline", "profile", "tests.planner.small_models:Plain", "--input", "32x32"),
             *("--weights", "random", "--device", "pi-1", "--out", str(file)),
             *("--broker", f"127.0.0.1:{ground.port}", "--cluster", CLUSTER),
-            *("--username", PLANNER, "--password-file", str(password)),
+            *credentials(rendered / "planner" / "secrets", PLANNER),
         ],
     )
     with pytest.raises(SystemExit) as left:

@@ -11,11 +11,10 @@ import pytest
 import typer
 
 from contract.errors import ExitCode
-from deploy.credentials import load_or_create
 from deploy.fleet_file import load_fleet
 from deploy.rendering import render_fleet
 from tests.conftest import Done, Run
-from tests.deploy.fleets import FLEET, write_fleet
+from tests.deploy.fleets import FLEET, WITH_PASSWORDS, write_fleet
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -91,11 +90,14 @@ def test_init_does_not_overwrite(run: Run, tmp_path: Path) -> None:
         (["init", "--device", "pi-0"], ["pi-0=192.168.1.20"]),
         (["init", *DEVICES, "--broker-host", "hub"], ["--broker-host", "NAME=ADDRESS"]),
         (["init", *DEVICES, "--kind", "pi"], ["raspberry-pi-zero-2-w"]),
+        (["init", *DEVICES, "--security", "none"], ["--security", "certificates, passwords"]),
         (["init", *DEVICES, "--device", "pi-0=10.0.0.3"], ["'pi-0' is taken"]),
         (["init", "--device", "planner=10.0.0.3"], ["planner"]),
         (["init", "--device", "pi 0=10.0.0.3"], ["letters, digits"]),
         (["init", "--device", 'a"\nb=10.0.0.3'], ["letters, digits"]),
         (["render"], ["fleet/fleet.yaml", "deploy init"]),
+        (["renew"], ["fleet/fleet.yaml", "deploy init"]),
+        (["revoke", "pi-0"], ["fleet/fleet.yaml", "deploy init"]),
     ],
     ids=lambda value: " ".join(value)[:40],
 )
@@ -123,38 +125,55 @@ def test_json_is_json_with_every_folder(run: Run, tmp_path: Path) -> None:
         assert (tmp_path / row["folder"]).is_dir()
 
 
-def test_a_password_is_never_shown(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("text", [FLEET, WITH_PASSWORDS], ids=["certificates", "passwords"])
+def test_a_secret_is_never_shown(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    write_fleet(tmp_path)
+    write_fleet(tmp_path, text)
     shown = ""
     for arguments in (["--json"], [], ["--force"], ["--json", "--force"]):
         done = run("render", "--fleet", "fleet.yaml", *arguments)
         shown += done.out + done.err
-    (tmp_path / "pi-0/broker/health").write_text("changed")
-    (tmp_path / "pi-0/broker/passwords").write_text("changed")
+    for name in ("mosquitto_sub", "passwords", "broker.key"):
+        if (tmp_path / "pi-0/broker" / name).exists():
+            (tmp_path / "pi-0/broker" / name).write_text("changed")
     refusal = run("render", "--fleet", "fleet.yaml")
     assert refusal.code == ExitCode.SETTINGS
     shown += refusal.out + refusal.err + caplog.text
-    fleet = load_fleet(tmp_path / "fleet.yaml")
-    passwords = load_or_create(tmp_path / "credentials", fleet.users)
-    assert len(passwords) == 7
-    assert [user for user, password in passwords.items() if password in shown] == []
-    hashes = [line.partition("$")[2] for line in (tmp_path / "pi-0/broker/acl").read_text().split()]
-    assert hashes
+    if text == FLEET:
+        (tmp_path / "authority/ca.key").write_text("no key: Zm9v")
+        (tmp_path / "credentials/pi-0.crt").unlink()
+        refusal = run("render", "--fleet", "fleet.yaml")
+        assert refusal.code == ExitCode.SETTINGS
+        shown += refusal.out + refusal.err + caplog.text
+        shown += run("revoke", "pi-1", "--fleet", "fleet.yaml").err
+    secrets = [
+        line
+        for file in (*tmp_path.glob("credentials/*"), *tmp_path.glob("authority/*.key"))
+        for line in file.read_text().splitlines()
+        if not line.startswith("-----")
+    ]
+    assert len(secrets) >= 7
+    assert [secret for secret in secrets if secret in shown] == []
     assert "$7$" not in shown
+    assert "PRIVATE KEY" not in shown
 
 
-def test_a_password_is_in_no_repr_of_what_is_rendered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("text", [FLEET, WITH_PASSWORDS], ids=["certificates", "passwords"])
+def test_a_secret_is_in_no_repr_of_what_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("deploy.rendering.render", lambda inputs: seen.append(inputs) or {})
-    outcome = render_fleet(write_fleet(tmp_path), None, (1, 1))
+    outcome = render_fleet(write_fleet(tmp_path, text), None, (1, 1))
     (inputs,) = seen
-    for password in inputs.passwords.values():
-        assert password not in repr(inputs) + repr(outcome)
+    certificates = inputs.certificates
+    keys = [made.key for made in (certificates.broker, *certificates.users.values())]
+    assert len(keys) + len(inputs.passwords) == 8
+    said = repr(inputs) + repr(outcome) + repr(certificates)
+    assert "PRIVATE KEY" not in said
+    assert not any(password in said for password in inputs.passwords.values())
 
 
 @pytest.mark.parametrize(("uid", "runs_as"), [(0, 1000), (1234, 1234)])
@@ -185,16 +204,24 @@ TWO_MEANINGS = {
     ("check", "--broker"): "FLEET_BROKER",
     ("check", "--username"): "FLEET_USERNAME",
     ("check", "--password-file"): "FLEET_PASSWORD_FILE",
+    ("check", "--ca-file"): "FLEET_CA_FILE",
+    ("check", "--cert-file"): "FLEET_CERT_FILE",
+    ("check", "--key-file"): "FLEET_KEY_FILE",
+    ("renew", "--out"): "FLEET_OUT",
+    ("revoke", "--out"): "FLEET_OUT",
 }
 """Where a flag or its variable means another thing in other commands."""
 
 
-@pytest.mark.parametrize("name", ["init", "render", "check"])
+COMMANDS = ("init", "render", "check", "renew", "revoke")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_a_help_text_a_variable_and_a_row_in_the_settings(name: str) -> None:
     text = (ROOT / "docs" / "settings.md").read_text()
     for option in commands()[name].params:
-        flag = next(text for text in option.opts if text.startswith("--"))
-        if flag == "--help":
+        flag = next((text for text in option.opts if text.startswith("--")), "--help")
+        if flag == "--help":  # or an argument
             continue
         expected = TWO_MEANINGS.get((name, flag), flag.removeprefix("--").replace("-", "_").upper())
         assert option.help
@@ -204,10 +231,49 @@ def test_every_option_has_a_help_text_a_variable_and_a_row_in_the_settings(name:
 
 
 def test_help_is_given(run: Run) -> None:
-    assert {"init", "render", "check"} == set(commands())
-    for name in ("init", "render", "check"):
+    assert set(COMMANDS) == set(commands())
+    for name in COMMANDS:
         assert "--fleet" in run(name, "--help").out
 
 
 def test_a_fleet_of_the_tests_is_one(tmp_path: Path) -> None:
     assert load_fleet(write_fleet(tmp_path, FLEET)).cluster == "home"
+
+
+def test_renew_and_revoke_say_what_to_do_next(run: Run, tmp_path: Path) -> None:
+    run("init", *DEVICES)
+    run("render")
+    done = run("renew")
+    assert (done.code, done.out.strip()) == (0, "no certificate ends within 60 days")
+    done = run("renew", "pi-1", "broker")
+    assert done.code == 0, done
+    assert "pi-1: a new certificate, until 20" in done.out
+    assert "broker: a new certificate, until 20" in done.out
+    assert "shardline deploy render" in done.out
+    everybody = json.loads(run("renew", "--within", 9999, "--json").out)["renewed"]
+    assert set(everybody) == {
+        *("broker", "pi-0", "pi-1", "planner", "client", "observer", "health"),
+    }
+    done = run("revoke", "pi-1")
+    assert done.code == 0, done
+    assert "pi-1: 3 certificates are revoked" in done.out
+    assert "remove it from fleet/fleet.yaml" in done.out
+    assert "copy pi-0's folder" in done.out
+    assert not (tmp_path / "fleet/credentials/pi-1.key").exists()
+    again = run("render")
+    assert again.code == 0
+    assert "0 files written" not in again.out
+    refused(run("revoke", "pi-9"), "'pi-9'", "pi-0")
+    refused(run("renew", "pi-9"), "'pi-9'", "broker")
+    assert json.loads(run("revoke", "client", "--json").out) == {"user": "client", "revoked": 2}
+
+
+def test_without_the_library_it_is_told_in_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("init", *DEVICES)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    for arguments in (["render"], ["renew"], ["revoke", "pi-0"], ["check"]):
+        done = run(*arguments)
+        assert done.code == ExitCode.ENVIRONMENT
+        assert "cryptography is not installed" in done.err

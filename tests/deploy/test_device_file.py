@@ -1,5 +1,6 @@
 """Device files: what they mean for planning, and that a bad one is told with line and field."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,8 @@ import pytest
 from contract.described import DescribedFleet
 from contract.errors import SettingsError
 from contract.kind import Kind
+from deploy.authority import open_store
 from deploy.compose_file import COMPOSE_FILE, read_shipped
-from deploy.credentials import load_or_create, password_file
 from deploy.device_file import DrawnBroker, DrawnDevice, load_device_file, parse_device_file
 from deploy.fields import memory_bytes
 from deploy.fleet_file import parse_fleet
@@ -136,11 +137,12 @@ def test_what_is_for_planning_changes_nothing_that_is_rendered(tmp_path: Path) -
     more = more.replace("    memory: 200m\n", "    memory: 200m\n    profile: p.json\n")
     more = more.replace("host: pi-0\n", "host: pi-0\n  link: 1 Gbit/s\n")
     folders = []
-    passwords = load_or_create(tmp_path, parse_fleet(FLEET, "f").users)
-    hashes, compose = password_file(passwords, ""), read_shipped(COMPOSE_FILE)
+    compose, now = read_shipped(COMPOSE_FILE), datetime.now(UTC)
     for text in (FLEET, more):
         fleet = parse_fleet(text, "f")
-        folders.append(render(Inputs(fleet, passwords, hashes, compose, {}, (1000, 1000))))
+        with open_store(tmp_path, fleet, now) as at_work:
+            certificates = at_work.certificates()
+        folders.append(render(Inputs(fleet, certificates, {}, "", compose, {}, (1000, 1000))))
     assert folders[0] == folders[1]
 
 

@@ -27,7 +27,7 @@ devices:
 def test_a_short_file_has_sensible_defaults() -> None:
     fleet = parse_fleet(SHORT, "f")
     assert fleet.cluster == "default"
-    assert (fleet.broker_address, fleet.broker.port) == ("192.168.1.20", 1883)
+    assert (fleet.broker_address, fleet.broker.port) == ("192.168.1.20", 8883)
     assert fleet.users == ("pi-0", "planner", "client", "observer", "health")
     (device,) = fleet.devices
     assert (device.user, device.uid, device.gid) == ("pi", 1000, 1000)

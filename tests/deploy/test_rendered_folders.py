@@ -13,10 +13,18 @@ import deploy.compose_file
 from contract.errors import EnvironmentMissingError, SettingsError
 from deploy.compose_file import COMPOSE_FILE, for_a_machine, read_shipped
 from deploy.folders import LIST_FILE
-from deploy.inventory import HEALTH_USER, RESERVED_FOLDERS, Broker, Device, Fleet
+from deploy.inventory import HEALTH_USER, RESERVED_FOLDERS, Broker, Device, Fleet, Security
 from deploy.kinds import KINDS
 from deploy.rendering import Outcome, render_fleet
-from tests.deploy.fleets import FLEET, SEPARATE_BROKER, Peer, running_broker, write_fleet
+from tests.deploy.fleets import (
+    FLEET,
+    SEPARATE_BROKER,
+    WITH_PASSWORDS,
+    Peer,
+    running_broker,
+    who,
+    write_fleet,
+)
 
 OWNER = (1234, 5678)
 
@@ -40,8 +48,15 @@ def started(folder: Path) -> set[str]:
     return {n for n, s in services.items() if not s.get("profiles") or profiles & {*s["profiles"]}}
 
 
-DEVICE = {"docker-compose.yml", ".env", "README.txt", "secrets/password"}
-BROKER = {"broker/mosquitto.conf", "broker/acl", "broker/passwords", "broker/health"}
+SHOWN = {"secrets/ca.crt", "secrets/user.crt", "secrets/user.key"}
+DEVICE = {"docker-compose.yml", ".env", "README.txt", *SHOWN}
+BROKER = {
+    *(f"broker/{name}" for name in ("mosquitto.conf", "acl", "mosquitto_sub", "ca.crt")),
+    *(f"broker/{name}" for name in ("broker.crt", "broker.key", "health.crt", "health.key")),
+    "broker/revoked.crl",
+}
+USERS = ("pi-0", "pi-1", "planner", "client-a", "client-b", "observer", "health")
+AUTHORITY = ("ca.crt", "ca.key", "broker.crt", "broker.key", "revoked.crl", "issued")
 EXPECTED = {
     *("fleet.yaml", ".gitignore", LIST_FILE),
     *(f"pi-0/{name}" for name in DEVICE | BROKER),
@@ -54,16 +69,40 @@ EXPECTED = {
     ),
     *(f"observers/observer/{name}" for name in (DEVICE | {"mosquitto_sub"})),
     *(f"ansible/{name}" for name in ("playbook.yml", "machine.yml", "image.yml", "inventory.ini")),
-    *(
-        f"credentials/{user}"
-        for user in ("pi-0", "pi-1", "planner", "client-a", "client-b", "observer", "health")
-    ),
+    *(f"credentials/{user}.{kind}" for user in USERS for kind in ("crt", "key")),
+    *(f"authority/{name}" for name in AUTHORITY),
 } - {"observers/observer/docker-compose.yml"}
+
+
+def with_passwords() -> set[str]:
+    """The same tree of a fleet that has passwords."""
+    return (
+        {
+            name.replace("secrets/user.crt", "secrets/password").replace("revoked.crl", "passwords")
+            for name in EXPECTED
+            if not name.endswith(("user.key", "health.key", "health.crt"))
+            and not name.startswith(("credentials", "authority"))
+        }
+        | {f"credentials/{user}" for user in USERS}
+        | {f"authority/{name}" for name in AUTHORITY}
+    )
 
 
 def test_the_tree_is_what_the_documentation_says(tmp_path: Path) -> None:
     render(tmp_path)
     assert tree(tmp_path) == EXPECTED
+
+
+def test_with_passwords_only_the_broker_has_a_certificate(tmp_path: Path) -> None:
+    render(tmp_path, WITH_PASSWORDS)
+    assert tree(tmp_path) == with_passwords()
+    text = (tmp_path / "pi-1/docker-compose.yml").read_text()
+    assert text.count("SHARDLINE_PASSWORD_FILE: ") == text.count("SHARDLINE_CA_FILE: ") == 3
+    assert "SHARDLINE_CERT_FILE" not in text
+    lines = (tmp_path / "pi-0/broker/mosquitto.conf").read_text().splitlines()
+    assert "password_file /mosquitto/config/passwords" in lines
+    assert "require_certificate true" not in lines
+    assert (tmp_path / "pi-0/broker/mosquitto_sub").read_text().startswith("-p 8883\n--cafile ")
 
 
 def test_secrets_are_for_their_owner_only(tmp_path: Path) -> None:
@@ -75,10 +114,11 @@ def test_secrets_are_for_their_owner_only(tmp_path: Path) -> None:
     for path in tmp_path.rglob("*"):
         mode = path.stat().st_mode & 0o777
         if path.is_dir():
-            if path.name in ("secrets", "credentials", "broker"):
+            if path.name in ("secrets", "credentials", "broker", "authority"):
                 assert mode == 0o700, path
-        elif path.parent.name in ("secrets", "credentials") or path.name in (
-            *("acl", "passwords", "health", "mosquitto_sub", LIST_FILE),
+        elif path.parent.name in ("secrets", "credentials", "authority") or (
+            path.name in (LIST_FILE, "mosquitto_sub")
+            or (path.parent.name == "broker" and path.name != "mosquitto.conf")
         ):
             assert mode == 0o600, path
         elif path.name != "fleet.yaml":
@@ -86,7 +126,7 @@ def test_secrets_are_for_their_owner_only(tmp_path: Path) -> None:
 
 
 def test_a_password_is_only_where_it_is_needed(tmp_path: Path) -> None:
-    render(tmp_path)
+    render(tmp_path, WITH_PASSWORDS)
     holders = {
         "pi-0": {"pi-0/secrets/password"},
         "pi-1": {"pi-1/secrets/password"},
@@ -97,12 +137,28 @@ def test_a_password_is_only_where_it_is_needed(tmp_path: Path) -> None:
             "observers/observer/secrets/password",
             "observers/observer/mosquitto_sub",
         },
-        "health": {"pi-0/broker/health"},
+        "health": {"pi-0/broker/mosquitto_sub"},
     }
     for user, files in holders.items():
         password = (tmp_path / "credentials" / user).read_text().strip()
         found = {name for name in tree(tmp_path) if password in (tmp_path / name).read_text()}
         assert found == files | {f"credentials/{user}"}
+
+
+def test_a_key_is_only_where_it_is_needed(tmp_path: Path) -> None:
+    render(tmp_path)
+    holders = {
+        "authority/ca.key": set[str](),
+        "authority/broker.key": {"pi-0/broker/broker.key"},
+        "credentials/health.key": {"pi-0/broker/health.key"},
+        "credentials/pi-1.key": {"pi-1/secrets/user.key"},
+        "credentials/client-b.key": {"clients/client-b/secrets/user.key"},
+        "credentials/observer.key": {"observers/observer/secrets/user.key"},
+    }
+    for own, files in holders.items():
+        key = (tmp_path / own).read_text()
+        found = {name for name in tree(tmp_path) if key in (tmp_path / name).read_text()}
+        assert found == files | {own}
 
 
 def test_rendering_again_touches_nothing(tmp_path: Path) -> None:
@@ -126,21 +182,27 @@ def test_rendering_again_touches_nothing(tmp_path: Path) -> None:
     assert set(second.written.unchanged) == set(first.written.written)
 
 
+def test_rendering_again_with_passwords_touches_nothing(tmp_path: Path) -> None:
+    first = render(tmp_path, WITH_PASSWORDS)
+    second = render(tmp_path, WITH_PASSWORDS)
+    assert second.written.written == ()
+    assert set(second.written.unchanged) == set(first.written.written)
+
+
 def test_a_new_device_changes_only_what_concerns_it(tmp_path: Path) -> None:
     render(tmp_path)
     more = "  - {name: pi-2, address: 192.168.1.22, kind: raspberry-pi-5}\nclients:\n"
     outcome = render(tmp_path, FLEET.replace("clients:\n", more))
     assert set(outcome.written.written) == {
         *(f"pi-2/{name}" for name in DEVICE),
-        *("pi-0/broker/acl", "pi-0/broker/passwords", "ansible/inventory.ini"),
-        "planner/README.txt",
+        *("pi-0/broker/acl", "ansible/inventory.ini", "planner/README.txt"),
     }
 
 
 def test_a_new_password_reaches_its_user_and_the_broker(tmp_path: Path) -> None:
-    render(tmp_path)
+    render(tmp_path, WITH_PASSWORDS)
     (tmp_path / "credentials" / "pi-1").unlink()
-    outcome = render(tmp_path)
+    outcome = render(tmp_path, WITH_PASSWORDS)
     assert set(outcome.written.written) == {"pi-1/secrets/password", "pi-0/broker/passwords"}
 
 
@@ -175,7 +237,7 @@ def test_a_file_that_was_there_before_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"planner/README\.txt"):
         render(tmp_path)
     assert tree(tmp_path) - {"fleet.yaml", "planner/README.txt"} <= {
-        n for n in EXPECTED if n.startswith("credentials/")
+        n for n in EXPECTED if n.startswith(("credentials/", "authority/"))
     }
 
 
@@ -187,11 +249,11 @@ def test_a_changed_fleet_replaces_what_was_rendered(tmp_path: Path) -> None:
 
 def test_wrong_modes_are_put_right_and_a_lost_file_comes_back(tmp_path: Path) -> None:
     render(tmp_path)
-    (tmp_path / "pi-1/secrets/password").chmod(0o644)
+    (tmp_path / "pi-1/secrets/user.key").chmod(0o644)
     (tmp_path / "pi-1/secrets").chmod(0o755)
     (tmp_path / "pi-1/.env").unlink()
     assert render(tmp_path).written.written == ("pi-1/.env",)
-    assert (tmp_path / "pi-1/secrets/password").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "pi-1/secrets/user.key").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "pi-1/secrets").stat().st_mode & 0o777 == 0o700
 
 
@@ -224,10 +286,10 @@ def test_each_machine_starts_what_it_shall_and_knows_where_the_broker_is(tmp_pat
     assert env(tmp_path / "pi-0/.env") == {
         "SHARDLINE_DEVICE": "pi-0",
         "SHARDLINE_CLUSTER": "home",
-        "SHARDLINE_BROKER": "broker:1883",
+        "SHARDLINE_BROKER": "broker:8883",
         "SHARDLINE_STAGE_MEMORY": "640m",
         "COMPOSE_PROFILES": "broker",
-        "SHARDLINE_BROKER_PORT": "1883",
+        "SHARDLINE_BROKER_PORT": "8883",
         "SHARDLINE_BROKER_MEMORY": "192m",
         "SHARDLINE_UID": "1000",
         "SHARDLINE_GID": "1000",
@@ -235,16 +297,18 @@ def test_each_machine_starts_what_it_shall_and_knows_where_the_broker_is(tmp_pat
     assert env(tmp_path / "pi-1/.env") == {
         "SHARDLINE_DEVICE": "pi-1",
         "SHARDLINE_CLUSTER": "home",
-        "SHARDLINE_BROKER": "192.168.1.20:1883",
+        "SHARDLINE_BROKER": "192.168.1.20:8883",
         "SHARDLINE_STAGE_MEMORY": "200m",
         "SHARDLINE_UID": "1001",
         "SHARDLINE_GID": "1002",
     }
     assert env(tmp_path / "clients/client-b/.env") == {
-        "SHARDLINE_BROKER": "192.168.1.20:1883",
+        "SHARDLINE_BROKER": "192.168.1.20:8883",
         "SHARDLINE_CLUSTER": "home",
         "SHARDLINE_USERNAME": "client-b",
-        "SHARDLINE_PASSWORD_FILE": "secrets/password",
+        "SHARDLINE_CA_FILE": "secrets/ca.crt",
+        "SHARDLINE_CERT_FILE": "secrets/user.crt",
+        "SHARDLINE_KEY_FILE": "secrets/user.key",
         "SHARDLINE_UID": "1234",
         "SHARDLINE_GID": "5678",
     }
@@ -273,7 +337,7 @@ def test_the_compose_file_of_a_device_is_the_shipped_one_less_the_builds(tmp_pat
 
 def test_a_compose_file_without_an_expected_block_is_told() -> None:
     with pytest.raises(ValueError, match=r"services\.stage"):
-        for_a_machine("services:\n  other:\n    image: x\n", stage=True)
+        for_a_machine("services:\n  other:\n    image: x\n", Security.CERTIFICATES, stage=True)
 
 
 def test_an_installation_without_the_compose_file_is_told(
@@ -310,7 +374,7 @@ def test_the_copy_command_keeps_modes(tmp_path: Path) -> None:
     subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True)
     assert tree(home / "shardline") == tree(tmp_path / "pi-0")
     assert (home / "shardline/secrets").stat().st_mode & 0o777 == 0o700
-    assert (home / "shardline/broker/passwords").stat().st_mode & 0o777 == 0o600
+    assert (home / "shardline/broker/broker.key").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_inventory_of_ansible_names_the_broker_s_machine_first(tmp_path: Path) -> None:
@@ -329,15 +393,15 @@ def test_a_restart_of_the_broker_keeps_what_is_retained(tmp_path: Path) -> None:
     """What a fleet needs of it: the plan survives, as does who is there."""
     (tmp_path / "fleet").mkdir()
     render(tmp_path / "fleet")
-    password = (tmp_path / "fleet/credentials/planner").read_text().strip()
+    planner_is = who(tmp_path / "fleet", "planner")
     state = tmp_path / "state"
     with running_broker(tmp_path / "fleet/pi-0/broker", state) as port:
-        planner = Peer(port, "planner", password)
+        planner = Peer(port, planner_is)
         planner._client.publish("shardline/home/plan", b"the plan", qos=1, retain=True)
         planner.publish(["shardline/home/event/planner"])
         planner.close()
     with running_broker(tmp_path / "fleet/pi-0/broker", state) as port:
-        planner = Peer(port, "planner", password)
+        planner = Peer(port, planner_is)
         planner.subscribe("shardline/home/plan")
         planner.wait_for("shardline/home/plan", b"the plan")
         planner.close()

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from broker.transport import TlsFiles
 from contract import topics
 from contract.errors import ExitCode
+from contract.plan import EdgeBroker
+from shardline.edges import with_ports
 from tests.conftest import Run
 from tests.pipeline.split_site import Site, free_port
 from tests.tiny import make_tiny_plan
@@ -89,3 +92,16 @@ def test_show_prints_the_brokers_of_edges(site: Site, run: Run, tmp_path: Path) 
     (tmp_path / "tiny" / "plan.json").write_text(site.split(e3="hub:1999", e0="hub").to_json())
     code, out, _ = run("show", tmp_path / "tiny")
     assert "edge 0 (inputs of stage 0) hub; edge 3 (results) hub:1999;" in out
+
+
+def test_the_port_of_an_edge_s_broker_is_written_out_as_tls_or_its_absence_means_it() -> None:
+    """A device that reads the plan does not know by what the planner connected."""
+    edges = [
+        EdgeBroker(edge=edge, address=address)
+        for edge, address in enumerate(("pi-8", "pi-8:1999", "[fd00::8]"))
+    ]
+    tls = TlsFiles(Path("ca.crt"))
+    assert [edge.address for edge in with_ports(edges, tls)] == [
+        *("pi-8:8883", "pi-8:1999", "[fd00::8]:8883"),
+    ]
+    assert with_ports(edges, None)[0].address == "pi-8:1883"
