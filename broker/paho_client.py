@@ -83,6 +83,7 @@ class PahoClient(mqtt.Client):
             sock.close()
             raise
         return sock
+
     def drop_larger_than(self, limit_bytes: int) -> list[tuple[int, str, int]]:
         """Forget unacknowledged messages that a broker would not take: number, topic, size of each.
 
