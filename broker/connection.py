@@ -21,7 +21,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from broker.paho_client import PahoClient
+from broker.outbox import MAX_MESSAGES, Answer, Outbox
+from broker.paho_client import PahoClient, packet_bytes
+from broker.self_test import clock_complaint
 from broker.transport import (
     AckToken,
     BrokerAddress,
@@ -45,9 +47,7 @@ log = logging.getLogger(__name__)
 _BAD_CREDENTIALS = frozenset({0x86, 0x87, 0x8A})  # bad user name or password, not authorised, ban
 _NO_MATCHING_SUBSCRIBERS = 0x10
 _SESSION_TAKEN_OVER = 0x8E
-_PACKET_OVERHEAD_BYTES = 16  # fixed header, topic length, packet id, no properties
 _POLL_S = 0.1
-_MAX_QUEUED = 4096  # far above any window: a bug here must not become an endless queue
 
 
 class PahoConnection:
@@ -60,11 +60,9 @@ class PahoConnection:
         self._lock = threading.Lock()  # guards the fields below; never held while calling paho
         self._generation = 0
         self._connected = False
-        self._filters: list[str] = []
-        self._pending: dict[int, Future[PublishOutcome]] = {}
-        self._unsent: set[int] = set()  # QoS 0: gone with the connection, and paho says nothing
-        self._early: dict[int, ReasonCode] = {}
-        self._publishing = 0
+        self._filters: list[tuple[str, int]] = []
+        self._subscribing: dict[int, str] = {}  # by packet number, until the broker has answered
+        self._outbox = Outbox()
         self._max_packet_bytes: int | None = None
         self._failure: BrokerError | None = None
         self._first_answer = threading.Event()
@@ -82,13 +80,14 @@ class PahoConnection:
         if self._settings.will is not None:
             will = self._settings.will
             client.will_set(will.topic, will.payload, qos=1, retain=True)
-        client.max_queued_messages_set(_MAX_QUEUED)
+        client.max_queued_messages_set(MAX_MESSAGES)
         client.on_socket_open = _no_delay
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
         self._spread_reconnects(client)
         return client
 
@@ -157,47 +156,58 @@ class PahoConnection:
         """See :class:`broker.transport.Connection`."""
         return max(0, self._generation - 1)
 
-    def subscribe(self, topic_filter: str) -> None:
+    @property
+    def max_packet_bytes(self) -> int | None:
+        """See :class:`broker.transport.Connection`."""
+        return self._max_packet_bytes
+
+    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """See :class:`broker.transport.Connection`."""
         with self._lock:
-            self._filters.append(topic_filter)
+            self._filters.append((topic_filter, qos))
             connected = self._connected
         if connected:
-            self._client.subscribe(topic_filter, qos=1)
+            self._send_subscribe(topic_filter, qos)
+
+    def _send_subscribe(self, topic_filter: str, qos: int) -> None:
+        _result, mid = self._client.subscribe(topic_filter, qos=qos)
+        if mid is not None:
+            with self._lock:
+                self._subscribing[mid] = topic_filter
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False
     ) -> Future[PublishOutcome]:
         """See :class:`broker.transport.Connection`."""
         future: Future[PublishOutcome] = Future()
-        limit, size = self._max_packet_bytes, len(payload) + len(topic) + _PACKET_OVERHEAD_BYTES
+        limit, size = self._max_packet_bytes, packet_bytes(topic, payload)
         if limit is not None and size > limit:
             # An oversized packet makes the broker cut the connection, and paho send it again.
             raise MessageTooLargeError(topic, size, limit)
         if qos == 0 and not self._connected:
             future.set_exception(BrokerUnreachableError(f"{self._address}: not connected"))
             return future
-        with self._lock:
-            self._publishing += 1
-        info = self._client.publish(topic, payload, qos=qos, retain=retain)
-        with self._lock:
-            self._publishing -= 1
-            # The acknowledgement may have overtaken us on the network thread.
-            early = self._early.pop(info.mid, None)
-            if self._publishing == 0:
-                self._early.clear()
-            # paho keeps a QoS 1 message for the next connection, and drops one at QoS 0.
-            kept = info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS or (
-                qos > 0 and info.rc == MQTTErrorCode.MQTT_ERR_NO_CONN
+        if not self._outbox.begin(size):
+            future.set_exception(
+                BrokerError(
+                    f"publish to {topic}: {self._outbox.waiting_bytes:,} bytes wait for the broker "
+                    f"at {self._address} already"
+                )
             )
-            if early is None and kept:
-                self._pending[info.mid] = future
-                if qos == 0:
-                    self._unsent.add(info.mid)
-                return future
+            return future
+        try:
+            info = self._client.publish(topic, payload, qos=qos, retain=retain)
+        except BaseException:
+            self._outbox.give_up(size)
+            raise
+        # paho keeps a QoS 1 message for the next connection, and drops one at QoS 0.
+        kept = info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS or (
+            qos > 0 and info.rc == MQTTErrorCode.MQTT_ERR_NO_CONN
+        )
+        early = self._outbox.keep(info.mid, future, size, qos=qos, kept=kept)
         if early is not None:
             self._settle(future, early, topic)
-        else:
+        elif not kept:
             future.set_exception(BrokerError(f"publish to {topic}: {mqtt.error_string(info.rc)}"))
         return future
 
@@ -234,10 +244,24 @@ class PahoConnection:
             self._failure = None
             self._max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
             filters = list(self._filters)
-        for topic_filter in filters:
-            client.subscribe(topic_filter, qos=1)
+            self._subscribing.clear()
+        self._drop_what_is_too_large(client)
+        for topic_filter, qos in filters:
+            self._send_subscribe(topic_filter, qos)
         self._callbacks.on_connected(bool(flags.session_present))
         self._first_answer.set()
+
+    def _drop_what_is_too_large(self, client: mqtt.Client) -> None:
+        """A broker that came back with a smaller limit would cut us off at each try to resend."""
+        limit = self._max_packet_bytes
+        if limit is None or not isinstance(client, PahoClient):
+            return
+        for mid, topic, size in client.drop_larger_than(limit):
+            error = MessageTooLargeError(topic, size, limit)
+            log.error("%s", error)
+            future = self._outbox.take(mid, error)
+            if future is not None:
+                self._settle(future, error, topic)
 
     def _describe_refusal(self, reason: ReasonCode) -> BrokerError:
         if reason.value in _BAD_CREDENTIALS:
@@ -257,9 +281,7 @@ class PahoConnection:
     ) -> None:
         with self._lock:
             was_connected, self._connected = self._connected, False
-            lost = [self._pending.pop(mid) for mid in self._unsent if mid in self._pending]
-            self._unsent.clear()
-        for future in lost:
+        for future in self._outbox.take_unsent():
             future.set_exception(BrokerUnreachableError(f"{self._address}: the connection is lost"))
         if was_connected:  # paho calls twice for one loss
             self._spread_reconnects(client)
@@ -286,21 +308,33 @@ class PahoConnection:
     def _on_publish(
         self, _client: mqtt.Client, _data: Any, mid: int, reason: ReasonCode, _properties: Any
     ) -> None:
-        with self._lock:
-            future = self._pending.pop(mid, None)
-            self._unsent.discard(mid)
-            if future is None:
-                if self._publishing:
-                    self._early[mid] = reason
-                return
-        self._settle(future, reason, "a topic")
+        future = self._outbox.take(mid, reason)
+        if future is not None:
+            self._settle(future, reason, "a topic")
 
-    def _settle(self, future: Future[PublishOutcome], reason: ReasonCode, topic: str) -> None:
-        if reason.value == _NO_MATCHING_SUBSCRIBERS:
+    def _on_subscribe(
+        self, _client: mqtt.Client, _data: Any, mid: int, reasons: list[ReasonCode], _props: Any
+    ) -> None:
+        with self._lock:
+            topic_filter = self._subscribing.pop(mid, "a topic filter")
+        for reason in reasons:
+            if reason.is_failure:
+                failure = NotAuthorisedError(
+                    f"the broker at {self._address} refuses {self._settings.name!r} the "
+                    f"subscription to {topic_filter}: {reason}; give it the right to read there, "
+                    "see docs/deploy.md"
+                )
+                log.error("%s", failure)
+                self._callbacks.on_failed(failure)
+
+    def _settle(self, future: Future[PublishOutcome], answer: Answer, topic: str) -> None:
+        if isinstance(answer, BrokerError):
+            future.set_exception(answer)
+        elif answer.value == _NO_MATCHING_SUBSCRIBERS:
             future.set_result(PublishOutcome.NO_SUBSCRIBER)
-        elif reason.is_failure:
+        elif answer.is_failure:
             future.set_exception(
-                NotAuthorisedError(f"the broker at {self._address} refused {topic}: {reason}")
+                NotAuthorisedError(f"the broker at {self._address} refused {topic}: {answer}")
             )
         else:
             future.set_result(PublishOutcome.ACCEPTED)
@@ -318,6 +352,9 @@ class Connector:
 
     def __call__(self, settings: ConnectionSettings, callbacks: Callbacks) -> Connection:
         """See :class:`broker.transport.Connect`."""
+        complaint = clock_complaint(time.time())
+        if complaint is not None:
+            log.warning("%s", complaint)
         connection = PahoConnection(self.address, settings, callbacks)
         connection.open()
         return connection

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import MessageType, MQTTErrorCode
+from paho.mqtt.enums import MessageState, MessageType, MQTTErrorCode
 from paho.mqtt.exception import MalformedPacket
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -25,12 +25,18 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 READ_AHEAD_BYTES = 4096
 """Enough for the head of a packet and for many small ones; a large body is read past it."""
+_PACKET_OVERHEAD_BYTES = 16  # fixed header, topic length, packet id, no properties
 _MAX_LENGTH_BYTES = 4  # of the remaining length: MQTT 5.0, section 1.5.5
 _QOS = 0x06
 _RETAIN = 0x01
 _DUP = 0x08
 _KIND = 0xF0
 _NO_PROPERTIES = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
+
+
+def packet_bytes(topic: str, payload: bytes) -> int:
+    """How large a message is on the wire, at most. Topics are ASCII."""
+    return len(payload) + len(topic) + _PACKET_OVERHEAD_BYTES
 
 
 @lru_cache
@@ -56,6 +62,27 @@ class PahoClient(mqtt.Client):
         with self._write_lock:
             self._start_reading()
             return super().reconnect()
+
+    def drop_larger_than(self, limit_bytes: int) -> list[tuple[int, str, int]]:
+        """Forget unacknowledged messages that a broker would not take: number, topic, size of each.
+
+        Called while a connection begins, before paho sends again what it has kept.
+        """
+        dropped: list[tuple[int, str, int]] = []
+        with self._out_message_mutex:
+            for mid, message in list(self._out_messages.items()):
+                size = packet_bytes(message.topic, message.payload)
+                if size > limit_bytes:
+                    del self._out_messages[mid]
+                    if message.state == MessageState.MQTT_MS_WAIT_FOR_PUBACK:
+                        self._inflight_messages -= 1
+                    dropped.append((mid, message.topic, size))
+            room = len(dropped)
+            for message in self._out_messages.values():  # those that queued behind them
+                if room and message.state == MessageState.MQTT_MS_QUEUED:
+                    message.state = MessageState.MQTT_MS_PUBLISH
+                    room -= 1
+        return dropped
 
     # Reading: on the network thread alone.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from contract.errors import SettingsError
+from contract.errors import BrokerError, SettingsError
 
 DEFAULT_PORT = 1883
 
@@ -99,11 +99,16 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """What the owner of a connection wants to hear. All run on the network thread."""
+    """What the owner of a connection wants to hear. All run on the network thread.
+
+    ``on_failed``: something that trying again does not mend, such as a refused subscription; the
+    owner should end.
+    """
 
     on_delivery: Callable[[Delivery], None]
     on_connected: Callable[[bool], None] = lambda _session_present: None
     on_disconnected: Callable[[str], None] = lambda _reason: None
+    on_failed: Callable[[BrokerError], None] = lambda _error: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +142,17 @@ class Connection(Protocol):
         """How often the connection was made again after the first time."""
         ...
 
-    def subscribe(self, topic_filter: str) -> None:
-        """Subscribe at QoS 1, now and after every reconnect."""
+    @property
+    def max_packet_bytes(self) -> int | None:
+        """The largest packet that the broker takes; None while it has named no limit."""
+        ...
+
+    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
+        """Subscribe, now and after every reconnect.
+
+        At QoS 0 the receive maximum holds nothing back: only for what is retained, since a message
+        that is lost with the connection then comes with the next one.
+        """
         ...
 
     def publish(
@@ -148,7 +162,8 @@ class Connection(Protocol):
 
         While the broker is away, QoS 1 messages wait and QoS 0 messages are dropped (the future
         then fails with BrokerUnreachableError). The future fails with NotAuthorisedError when the
-        broker refuses the topic. Never wait for it inside a callback.
+        broker refuses the topic, and with MessageTooLargeError when the broker comes back with a
+        smaller limit. Never wait for it inside a callback.
 
         Raises:
             MessageTooLargeError: the broker would cut the connection; nothing was sent.

@@ -7,6 +7,7 @@
     │   ├── BrokerUnreachableError     3  nobody answers, or the connection was refused
     │   ├── BrokerStartError           3  the embedded Mosquitto did not come up
     │   ├── NotAuthorisedError         3  wrong password, or the ACL forbids it
+    │   ├── NameTakenError             3  another process uses the same name at the broker
     │   └── MessageTooLargeError       3  larger than the broker's maximum packet size
     ├── PlanError                      4  a plan that cannot be read, or does not fit
     │   └── PlanMismatchError          4  a shard or a message of another plan
@@ -81,6 +82,10 @@ class BrokerStartError(BrokerError):
 
 class NotAuthorisedError(BrokerError):
     """The broker refused the user, or the ACL refused the topic."""
+
+
+class NameTakenError(BrokerError):
+    """Another process uses our name at the broker, and was there before us."""
 
 
 class MessageTooLargeError(BrokerError):

@@ -29,7 +29,9 @@ class FleetView:
         status = self._statuses.get(device)
         if status is None:
             return "not seen"
-        return str(status.shard if status.state is DeviceState.ONLINE else status.state)
+        if status.state is DeviceState.ONLINE:
+            return str(status.shard)
+        return f"{status.state} ({status.error})" if status.error else str(status.state)
 
     def forget_failures(self) -> None:
         """Forget devices that failed: a plan that is published again makes them try again."""

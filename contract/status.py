@@ -44,6 +44,7 @@ class DeviceStatus(FrozenModel):
 
     ``boot`` is a random number for each start of the agent, in the will and in the birth alike:
     a late will of an earlier start cannot unmake a newer birth.
+    ``error``: why the shard could not be loaded, or why the agent has ended.
     """
 
     format_version: Literal[1] = 1
@@ -67,6 +68,7 @@ class EventKind(StrEnum):
     BATCH_DEAD = "batch_dead"
     DEVICE_LOST = "device_lost"
     PLAN_CHANGED = "plan_changed"
+    MESSAGES_DROPPED = "messages_dropped"
 
 
 class Event(FrozenModel):

@@ -199,8 +199,31 @@ def event_filter(cluster: str) -> str:
 
 BROKER_UPTIME = "$SYS/broker/uptime"
 """Mosquitto's own: seconds since it started; what a health check of the broker reads."""
+BROKER_DROPPED = "$SYS/broker/publish/messages/dropped"
+"""Mosquitto's own: messages since its start that it took and did not keep, queues being full."""
 BROKER_FILTER = "$SYS/#"
 """Everything that Mosquitto says of itself."""
+
+_NO_PLAN_ID = "0" * 16
+
+
+def device_self_topics(cluster: str, device: str) -> tuple[str, ...]:
+    """Topics on which a device hears itself: under each filter that it lives on, one."""
+    return (
+        blob_topic(cluster, device, device),
+        command_topic(cluster, device, device),
+        input_topic(cluster, device, _NO_PLAN_ID, 0, device),
+    )
+
+
+def client_self_topics(cluster: str, client: str) -> tuple[str, ...]:
+    """Topics on which a client hears itself."""
+    return nack_topic(cluster, client, client), result_topic(cluster, client, client)
+
+
+def planner_self_topics(cluster: str, planner: str) -> tuple[str, ...]:
+    """Topics on which a planner hears itself."""
+    return blob_topic(cluster, planner, planner), command_topic(cluster, planner, planner)
 
 
 @dataclass(frozen=True, slots=True)
