@@ -29,7 +29,7 @@ from contract.errors import BrokerUnreachableError
 class _Session:
     """What the broker knows of one name."""
 
-    filters: list[str] = field(default_factory=list)
+    filters: list[tuple[str, int]] = field(default_factory=list)
     waiting: deque[tuple[str, bytes, int, bool]] = field(default_factory=deque)
     unacknowledged: dict[int, tuple[str, bytes, int, bool]] = field(default_factory=dict)
     connection: "MemoryConnection | None" = None
@@ -67,36 +67,38 @@ class MemoryBroker:
             elif retain:
                 self._retained.pop(topic, None)
             receivers = [
-                session
+                (session, min(qos, max(granted)))
                 for session in self._sessions.values()
-                if any(topic_matches_sub(f, topic) for f in session.filters)
+                if (granted := [q for f, q in session.filters if topic_matches_sub(f, topic)])
             ]
-            for session in receivers:
-                if qos or session.connection is not None:
-                    session.waiting.append((topic, payload, qos, False))
-                    self._pump(session)
+            for session, granted_qos in receivers:
+                self._hand_over(session, (topic, payload, granted_qos, False))
         return PublishOutcome.ACCEPTED if receivers else PublishOutcome.NO_SUBSCRIBER
 
-    def _subscribe(self, session: _Session, topic_filter: str) -> None:
+    def _subscribe(self, session: _Session, topic_filter: str, qos: int) -> None:
         with self._lock:
-            session.filters.append(topic_filter)
+            session.filters.append((topic_filter, qos))
             for topic, payload in self._retained.items():
                 if topic_matches_sub(topic_filter, topic):
-                    session.waiting.append((topic, payload, 1, True))
+                    self._hand_over(session, (topic, payload, qos, True))
+
+    def _hand_over(self, session: _Session, entry: tuple[str, bytes, int, bool]) -> None:
+        if entry[2]:
+            session.waiting.append(entry)
             self._pump(session)
+        elif session.connection is not None:  # the receive maximum does not hold QoS 0 back
+            session.connection.deliver(next(self._packet_ids), entry)
 
     def _pump(self, session: _Session) -> None:
         connection = session.connection
         if connection is None:
             return
         while session.waiting:
-            entry = session.waiting[0]
-            if entry[2] and len(session.unacknowledged) >= connection.receive_maximum:
+            if len(session.unacknowledged) >= connection.receive_maximum:
                 return
-            session.waiting.popleft()
+            entry = session.waiting.popleft()
             packet_id = next(self._packet_ids)
-            if entry[2]:
-                session.unacknowledged[packet_id] = entry
+            session.unacknowledged[packet_id] = entry
             connection.deliver(packet_id, entry)
 
     def _acknowledge(self, connection: "MemoryConnection", packet_id: int) -> None:
@@ -133,6 +135,7 @@ class MemoryConnection:
         self.receive_maximum = settings.receive_maximum
         self.reconnects = 0
         self.is_connected = True
+        self.max_packet_bytes: int | None = None
         self._broker, self._callbacks = broker, callbacks
         self._tasks: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._thread = threading.Thread(
@@ -151,9 +154,9 @@ class MemoryConnection:
         delivery = Delivery(topic, payload, qos, retained, token)
         self.post(lambda: self._callbacks.on_delivery(delivery))
 
-    def subscribe(self, topic_filter: str) -> None:
+    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """See :class:`broker.transport.Connection`."""
-        self._broker._subscribe(self.session, topic_filter)
+        self._broker._subscribe(self.session, topic_filter, qos)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False

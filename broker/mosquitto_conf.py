@@ -8,6 +8,9 @@ from contract.frozen import FrozenModel
 
 LARGEST_PACKET_BYTES = 268_435_455  # what MQTT itself can carry (MQTT 5.0, section 1.5.5)
 AUTOSAVE_INTERVAL_S = 300  # a save stops the broker's one thread; what it loses, clients send again
+MAX_QUEUED_MESSAGES = 1000
+"""For one receiver: Mosquitto's own default. Beyond it, it drops what it has acknowledged, so the
+client's window stays below a sixth (client/settings.py)."""
 
 
 class MosquittoSettings(FrozenModel):
@@ -16,7 +19,7 @@ class MosquittoSettings(FrozenModel):
     port: int
     bind_address: str = "127.0.0.1"
     max_packet_bytes: int = LARGEST_PACKET_BYTES
-    max_queued_messages: int = 1000
+    max_queued_messages: int = MAX_QUEUED_MESSAGES
 
 
 class FleetBrokerSettings(FrozenModel):
@@ -28,7 +31,7 @@ class FleetBrokerSettings(FrozenModel):
     acl_file: str = "/mosquitto/config/acl"
     data_folder: str = "/var/lib/mosquitto/"
     max_packet_bytes: int = LARGEST_PACKET_BYTES
-    max_queued_messages: int = 1000
+    max_queued_messages: int = MAX_QUEUED_MESSAGES
 
 
 def render_mosquitto_conf(settings: MosquittoSettings) -> str:

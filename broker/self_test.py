@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from broker.name_guard import NameGuard
 from broker.transport import Callbacks, Connection, Delivery
 from contract.activation import MAX_HEADER_BYTES
 from contract.errors import MessageTooLargeError, NotAuthorisedError
@@ -25,6 +26,7 @@ AT_MOST_S = 60.0
 """However much else arrives meanwhile."""
 REPEAT_S = 1.0
 _POLL_S = 0.1
+_BEGINNING = b'{"kind":"self_test",'
 
 
 def clock_complaint(now_unix_s: float) -> str | None:
@@ -68,29 +70,33 @@ def check_packet_size(plan: Plan, limit_bytes: int | None) -> None:
 
 
 class SelfTest:
-    """One process' test of one connection: wrap the callbacks, subscribe, :meth:`run`."""
+    """One process' test of one connection: wrap the callbacks, subscribe, :meth:`run`.
+
+    From then on it also guards the process' name: `on_failed` is told with a NameTakenError.
+    """
 
     def __init__(self, name: str, own_topics: Sequence[str]) -> None:
         """``own_topics``: what ``name`` may both write and read; see ``contract/topics.py``."""
         self._name = name
+        self._guard = NameGuard(name, own_topics[0])
         self._own = frozenset(own_topics)
-        self._message = b'{"kind":"self_test","nonce":"%s"}' % secrets.token_hex(8).encode()
+        self._message = _BEGINNING + b'"nonce":"%s"}' % secrets.token_hex(8).encode()
         self._changed = threading.Condition()
         self._missing = set(own_topics)
         self._heard_at = time.monotonic()
 
     def wrap(self, callbacks: Callbacks) -> Callbacks:
-        """The same callbacks, which hear nothing of the test."""
+        """The same callbacks, which hear nothing of the test and of greetings."""
 
         def on_delivery(delivery: Delivery) -> None:
             if not self._take(delivery):
                 callbacks.on_delivery(delivery)
 
-        return replace(callbacks, on_delivery=on_delivery)
+        return self._guard.wrap(replace(callbacks, on_delivery=on_delivery))
 
     def _take(self, delivery: Delivery) -> bool:
         self._heard_at = time.monotonic()
-        if delivery.topic not in self._own or not delivery.payload.startswith(self._message[:20]):
+        if delivery.topic not in self._own or not delivery.payload.startswith(_BEGINNING):
             return False
         delivery.ack()
         if delivery.payload == self._message:  # else of an earlier start of ours
@@ -116,6 +122,7 @@ class SelfTest:
         Raises:
             NotAuthorisedError: something does not come back; says on which topics.
         """
+        self._guard.begin(connection)
         started = connected_since = time.monotonic()
         sent_at = -REPEAT_S
         while not (cancelled is not None and cancelled.is_set()):

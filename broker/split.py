@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
+from broker.drop_watch import watch_drops
 from broker.transport import (
     Callbacks,
     Connect,
@@ -47,6 +49,7 @@ class SplitConnection:
         callbacks: Callbacks,
         elsewhere: Elsewhere | None,
         edge_filters: Sequence[str],
+        on_dropped: Callable[[str, int], None] | None = None,
     ) -> None:
         """Connect to the main broker.
 
@@ -56,18 +59,22 @@ class SplitConnection:
             callbacks: run on the network thread of whichever connection hears something.
             elsewhere: how to reach others; None refuses every edge that has one.
             edge_filters: what the links subscribe to. The main broker gets it by `subscribe`.
+            on_dropped: told which broker has dropped how many messages; None does not watch, as
+                a process must that has no right to.
 
         Raises:
             BrokerUnreachableError, NotAuthorisedError: see :class:`broker.transport.Connect`.
         """
         self._settings, self._callbacks, self._elsewhere = settings, callbacks, elsewhere
+        self._on_dropped = on_dropped
         self._edge_filters = tuple(edge_filters)
         # Both are replaced, never changed: other threads read them.
         self._links: Mapping[str, _Link] = {}
         self._by_edge: Mapping[int, _Link] = {}
         self._last_edge = 0
         self._reconnects_before = 0
-        self._main = connect(settings, callbacks)
+        self._main = connect(settings, self._watched(callbacks, "the broker"))
+        self._watch(self._main)
 
     def use(self, addresses: Mapping[int, str], num_stages: int) -> bool:
         """Send these edges by brokers of their own from now on, and all others by the main one.
@@ -121,8 +128,10 @@ class SplitConnection:
             will=None,
             connect_timeout_s=LINK_TIMEOUT_S if limit_s is None else min(limit_s, LINK_TIMEOUT_S),
         )
+        callbacks = replace(self._callbacks, on_connected=self._later())
+        where = f"the broker of edge {_listed(edges)}"
         try:
-            connection = connect(settings, replace(self._callbacks, on_connected=self._later()))
+            connection = connect(settings, self._watched(callbacks, where))
         except (BrokerUnreachableError, NotAuthorisedError) as error:
             raise type(error)(
                 f"edge {_listed(edges)} has a broker of its own, {address}: {error} "
@@ -130,7 +139,16 @@ class SplitConnection:
             ) from error
         for topic_filter in self._edge_filters:
             connection.subscribe(topic_filter)
+        self._watch(connection)
         return _Link(connection)
+
+    def _watched(self, callbacks: Callbacks, where: str) -> Callbacks:
+        tell = self._on_dropped
+        return callbacks if tell is None else watch_drops(callbacks, partial(tell, where))
+
+    def _watch(self, connection: Connection) -> None:
+        if self._on_dropped is not None:
+            connection.subscribe(topics.BROKER_DROPPED)
 
     def _later(self) -> Callable[[bool], None]:
         """The owner's on_connected but for the first time, which is its own doing."""
@@ -170,9 +188,14 @@ class SplitConnection:
         again = sum(link.connection.reconnects for link in links)
         return self._main.reconnects + again + self._reconnects_before
 
-    def subscribe(self, topic_filter: str) -> None:
+    @property
+    def max_packet_bytes(self) -> int | None:
+        """The largest packet that the main broker takes."""
+        return self._main.max_packet_bytes
+
+    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """Subscribe at the main broker, now and after every reconnect."""
-        self._main.subscribe(topic_filter)
+        self._main.subscribe(topic_filter, qos)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from client.meter import PipelineMeter
 from client.retry import RetryBudget
 from client.router import Router
+from client.settings import MAX_WINDOW
 from contract.errors import PlanError
 from contract.fleet import FleetView, is_live
 from contract.plan import Plan
@@ -25,14 +26,14 @@ def default_window(plan: Plan) -> int:
     ones hold as many times more: with four in flight, one of a quarter of the speed gets none.
     """
     if plan.prediction is not None:
-        return plan.prediction.window
+        return min(plan.prediction.window, MAX_WINDOW)
     window = 0.0
     for place in plan.placement:
         speeds = [replica.speed for replica in place.replicas]
         slowest = min(speeds)
         times = (min(speed / slowest, MOST_TIMES_THE_SLOWEST) for speed in speeds)
         window += BATCHES_EACH * sum(times)
-    return math.ceil(round(window, 6))
+    return min(math.ceil(round(window, 6)), MAX_WINDOW)
 
 
 @dataclass(frozen=True, slots=True)

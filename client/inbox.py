@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from broker.transport import Delivery, PublishOutcome
 from client.batch import NobodyThere
 from contract.activation import BatchId
-from contract.errors import NotAuthorisedError
+from contract.errors import BrokerError, NotAuthorisedError
 
 Heard = Delivery | bool | NobodyThere | BaseException
 """What comes out; a boolean is a connect, with session present."""
@@ -49,6 +49,10 @@ class Inbox:
         elif error is not None or future.result() is PublishOutcome.NO_SUBSCRIBER:
             # Nobody listens, or the connection's queue was full and nothing of it was sent.
             self._queue.put(NobodyThere(batch_id, attempt))
+
+    def note_failed(self, error: BrokerError) -> None:
+        """A connection is of no use any more."""
+        self._queue.put(error)
 
     def arrived(self, timeout_s: float) -> Iterator[Heard]:
         """All that has arrived, waiting at most ``timeout_s`` for the first."""

@@ -6,8 +6,10 @@ Times are seconds of whatever clock the caller uses; deadlines use the pipeline'
 which stands still while nothing can be delivered.
 """
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from broker.transport import PublishOutcome
 from client.batch import Batch, DeathReason
 from contract.activation import BatchId
 from contract.metrics import Ledger as LedgerCounts
@@ -25,6 +27,7 @@ class Entry:
     retry_at: float = 0.0
     why: str = ""  # the reason of the next retry, when it is not the deadline
     refusals: list[str] = field(default_factory=list)
+    sending: Future[PublishOutcome] | None = None  # done once the broker has the latest attempt
 
 
 class Ledger:

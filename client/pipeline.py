@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
+from broker.drop_watch import describe_drops
 from broker.reporter import EventReporter
+from broker.self_test import SelfTest, check_packet_size
 from broker.split import Elsewhere, SplitConnection
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
 from client.acceptance import accept_result, check_nack
@@ -63,13 +65,19 @@ class Pipeline:
         self._hurry = False  # something is due before the next tick
         self._last_tick = self._last_metrics = time.monotonic()
         self.on_metrics: Callable[[PipelineMetrics], None] = lambda _metrics: None
+        self._self_test = SelfTest(
+            settings.name, topics.client_self_topics(settings.cluster, settings.name)
+        )
+        heard = self._inbox
+        callbacks = Callbacks(heard.hear, heard.note_connected, on_failed=heard.note_failed)
         results = topics.result_filter(settings.cluster, settings.name)
         self._connection = SplitConnection(
             connect,
             ConnectionSettings(name=settings.name),
-            Callbacks(on_delivery=self._inbox.hear, on_connected=self._inbox.note_connected),
+            self._self_test.wrap(callbacks),
             elsewhere,
             (results,),
+            self._note_dropped,
         )
         for topic_filter in (
             topics.plan_topic(settings.cluster),
@@ -107,16 +115,20 @@ class Pipeline:
         """Wait until a plan is published and every stage has a ready device.
 
         Raises:
+            NotAuthorisedError, NameTakenError: see :class:`broker.self_test.SelfTest`.
+            MessageTooLargeError: the broker would not take the plan's batches.
             PlanError: no plan within the timeout.
             ShardError: a device cannot load its shard.
             DeliveryError: some stage still has no ready device.
             BrokerUnreachableError: the plan names a broker for an edge that does not answer.
         """
         deadline = time.monotonic() + self._settings.ready_timeout_s
+        self._self_test.run(self._connection.main, timeout_s=self._settings.ready_timeout_s)
         while time.monotonic() < deadline:
             self._handle_next(timeout_s=TICK_S)
             if not self._watch.is_known:
                 continue
+            check_packet_size(self.plan, self._connection.max_packet_bytes)
             if not self._watch.feed.router.missing_stages():
                 return self.plan
             failure = self._watch.failure()
@@ -143,6 +155,7 @@ class Pipeline:
             TensorMismatchError: a batch does not fit the plan's input; nothing of it was sent.
             MessageTooLargeError: a batch exceeds what the broker accepts.
             NotAuthorisedError: the broker does not let this client publish batches.
+            NameTakenError: another process uses our name, and was there first.
             BrokerUnreachableError: a new plan names a broker for an edge that does not answer.
         """
         source = iter(batches)
@@ -219,10 +232,16 @@ class Pipeline:
         )
         self._watch.feed.router.begin((entry.batch_id, entry.attempt), route)
         future = self._connection.publish(topic, encode(header, entry.batch.tensors))
+        entry.sending = future
         future.add_done_callback(partial(self._inbox.note_published, entry.batch_id, entry.attempt))
         return True
 
     def _retry(self, entry: Entry, why: str) -> None:
+        if entry.sending is not None and not entry.sending.done():
+            if not entry.why:  # a second copy would only wait at the broker's door behind this one
+                p99_s = self._watch.feed.meter.p99_s
+                entry.retry_at = self._active_s + attempt_deadline_s(p99_s, entry.attempt)
+            return
         if not self._can_send() or not self._watch.feed.budget.spend():
             return  # it stays due; the budget earns at least a token a second
         if self._send(entry):
@@ -366,6 +385,9 @@ class Pipeline:
             self._resend("an edge has another broker")
 
     # Telling
+
+    def _note_dropped(self, where: str, count: int) -> None:
+        self._reporter.report(EventKind.MESSAGES_DROPPED, describe_drops(count, where))
 
     def _publish_metrics(self, now: float) -> None:
         self._last_metrics = now

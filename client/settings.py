@@ -3,7 +3,16 @@
 import secrets
 from dataclasses import dataclass
 
+from broker.mosquitto_conf import MAX_QUEUED_MESSAGES
 from contract import topics
+from contract.errors import SettingsError
+
+QUEUED_FOR_EACH_IN_FLIGHT = 6
+"""What a receiver's queue at the broker may hold of one open batch: late attempts are still on
+their way when a batch is sent again, and results come twice."""
+MAX_WINDOW = MAX_QUEUED_MESSAGES // QUEUED_FOR_EACH_IN_FLIGHT
+"""Batches in flight at most: with more, a queue of the broker could overflow, which it does not
+tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +22,9 @@ class ClientSettings:
     ``window``: batches in flight; None means :func:`client.feed.default_window` of the plan.
     ``ready_timeout_s``: how long :meth:`Pipeline.open` waits for a plan and its devices.
     ``batch_timeout_s``: after this long a batch is declared dead; None never gives up.
+
+    Raises:
+        SettingsError: a window of more than :data:`MAX_WINDOW`.
     """
 
     name: str
@@ -20,6 +32,14 @@ class ClientSettings:
     window: int | None = None
     ready_timeout_s: float = 60.0
     batch_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the window."""
+        if self.window is not None and not 1 <= self.window <= MAX_WINDOW:
+            raise SettingsError(
+                f"window {self.window}: expected 1 to {MAX_WINDOW}; the broker keeps "
+                f"{MAX_QUEUED_MESSAGES:,} messages for a receiver and drops the rest in silence"
+            )
 
 
 def random_client_name() -> str:

@@ -56,6 +56,7 @@ def planner_rights(cluster: str, planner: str) -> Rights:
             topics.blob_filter(cluster, planner),
             topics.metrics_filter(cluster),
             topics.event_filter(cluster),
+            topics.BROKER_DROPPED,
         ),
     )
 
@@ -67,12 +68,14 @@ def client_rights(cluster: str, client: str) -> Rights:
             topics.sent_input_filter(cluster, client),
             topics.pipeline_metrics_topic(cluster, client),
             topics.event_topic(cluster, client),
+            *topics.client_self_topics(cluster, client),  # whoever may not hear itself, says so
         ),
         read=(
             topics.plan_topic(cluster),
             topics.status_filter(cluster),
             topics.result_filter(cluster, client),
             topics.nack_filter(cluster, client),
+            topics.BROKER_DROPPED,
         ),
     )
 

@@ -8,20 +8,24 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
+from broker.drop_watch import describe_drops, watch_drops
+from broker.reporter import EventReporter
+from broker.self_test import SelfTest, check_packet_size
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery, PublishOutcome
 from contract import topics
 from contract.blob import BlobChunk, BlobRequest, encode_chunk, parse_blob
 from contract.command import FetchProgress, parse_command
-from contract.errors import DeliveryError, ShardError, ShardlineError, WireFormatError
+from contract.errors import BrokerError, DeliveryError, ShardError, ShardlineError, WireFormatError
 from contract.fleet import FleetView, is_live
 from contract.plan import Plan, Replica, place
-from contract.status import DeviceState, parse_status
+from contract.status import DeviceState, EventKind, parse_status
 from planner.handout import HandOut
 from planner.progress import Progress
 from shards.source import ShardSource, shard_source
 
 RETAINED_WITHIN_S = 0.3
 """Time for the broker to hand over what it has retained: nothing tells that it was the last."""
+SELF_TEST_WITHIN_S = 30.0
 MAX_UNSENT = 16
 """Chunks that wait to be written to the broker: a device that asks for more is made to wait."""
 UNSENT_PATIENCE_S = 5.0
@@ -35,23 +39,34 @@ class Publisher:
 
         Raises:
             BrokerUnreachableError, NotAuthorisedError: no connection.
+            NotAuthorisedError: the broker keeps from us what is ours to read.
         """
         self._cluster = cluster
-        self._inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Delivery | BrokerError] = queue.SimpleQueue()
         self._fleet = FleetView()
         self._name = name
         self._source = ShardSource({})
         self._handing_out: HandOut | None = None
         self._unsent: deque[Future[PublishOutcome]] = deque()
+        self_test = SelfTest(name, topics.planner_self_topics(cluster, name))
+        callbacks = Callbacks(on_delivery=self._inbox.put, on_failed=self._inbox.put)
         self._connection = connect(
-            ConnectionSettings(name=name), Callbacks(on_delivery=self._inbox.put)
+            ConnectionSettings(name=name),
+            watch_drops(self_test.wrap(callbacks), self._note_dropped),
         )
+        self._reporter = EventReporter(cluster, name, self._connection)
         for topic_filter in (
             topics.status_filter(cluster),
             topics.command_filter(cluster, name),
             topics.blob_filter(cluster, name),
+            topics.BROKER_DROPPED,
         ):
             self._connection.subscribe(topic_filter)
+        try:
+            self_test.run(self._connection, timeout_s=SELF_TEST_WITHIN_S)
+        except BrokerError:
+            self._connection.close(forget_session=True)
+            raise
 
     def __enter__(self) -> "Publisher":
         return self
@@ -127,8 +142,10 @@ class Publisher:
 
         Raises:
             NotAuthorisedError: the broker does not let us.
+            MessageTooLargeError: the broker would not take the plan's batches.
             DeliveryError: the broker does not acknowledge.
         """
+        check_packet_size(plan, self._connection.max_packet_bytes)
         topic = topics.plan_topic(self._cluster)
         self._settle()
         self._fleet.forget_failures()
@@ -166,6 +183,9 @@ class Publisher:
                 )
             self._listen()
 
+    def _note_dropped(self, count: int) -> None:
+        self._reporter.report(EventKind.MESSAGES_DROPPED, describe_drops(count, "the broker"))
+
     def _settle(self) -> None:
         """Take in the retained statuses, so that what fails from now on is news."""
         deadline = time.monotonic() + RETAINED_WITHIN_S
@@ -176,7 +196,10 @@ class Publisher:
         try:
             delivery = self._inbox.get(timeout=0.1)
         except queue.Empty:
+            self._reporter.flush()
             return
+        if isinstance(delivery, BrokerError):
+            raise delivery
         try:
             topic = topics.parse_topic(delivery.topic)
             if topic.kind == "status":

@@ -29,7 +29,10 @@ def local_pipeline(
     placed = place_on(plan, devices, CLUSTER)
     agents = [
         StageAgent(
-            StageSettings(device, folder, CLUSTER, engine=engine, threads=threads), broker.connect
+            StageSettings(
+                device, folder, CLUSTER, engine=engine, threads=threads, remember_crashes=False
+            ),
+            broker.connect,
         )
         for device in devices
     ]

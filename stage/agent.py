@@ -6,17 +6,17 @@ others publish metrics, fetch shards and answer what a planner asks.
 """
 
 import logging
-import queue
 import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from broker.reporter import EventReporter
+from broker.self_test import SelfTest, check_packet_size
 from broker.split import Elsewhere, SplitConnection
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
 from contract import topics
-from contract.errors import BrokerUnreachableError, PlanError, ShardlineError, WireFormatError
+from contract.errors import BrokerError, BrokerUnreachableError, PlanError, ShardlineError
 from contract.plan import Plan, StageSpec, parse_plan
 from contract.status import EventKind, ShardState
 from contract.version import SHARDLINE_VERSION
@@ -24,16 +24,18 @@ from shards.cache import ShardCache
 from stage.announcer import Announcer
 from stage.commands import CommandServer
 from stage.counters import StageCounters
+from stage.crash_marker import CrashMarker
 from stage.engine import engine_class
 from stage.fetcher import Fetcher
 from stage.health import write_heartbeat
+from stage.inbox import Item, NewPlan, Received, Stop, StageInbox
 from stage.link_probe import LinkProber
 from stage.loader import ShardLoader
 from stage.machine import examine
 from stage.measurer import Measurer
 from stage.memory import release_free_memory
 from stage.metrics import DeviceMeter
-from stage.runner import LoadedStage, StageRunner, now_us
+from stage.runner import LoadedStage, StageRunner
 
 METRICS_INTERVAL_S = 1.0
 EDGE_RETRY_S = 5.0
@@ -48,7 +50,8 @@ class StageSettings:
 
     ``receive_maximum``: one batch computing, one being published, one ready. ``shards_dir`` is a
     folder of shards that somebody copied here, ``cache_dir`` holds those that were fetched,
-    ``heartbeat`` is the file that the health check reads.
+    ``heartbeat`` is the file that the health check reads. ``remember_crashes``: write down, in the
+    cache folder, which batch is being computed, to refuse one that kills this process again.
     """
 
     device: str
@@ -62,17 +65,12 @@ class StageSettings:
     cache_dir: Path | None = None
     cache_limit_bytes: int = 4_000_000_000
     heartbeat: Path | None = None
+    remember_crashes: bool = True
 
     @property
     def cache_folder(self) -> Path:
         """``cache_dir``, or a hidden folder beside the copied shards."""
         return self.cache_dir or self.shards_dir / ".cache"
-
-
-@dataclass(frozen=True, slots=True)
-class _Received:
-    delivery: Delivery
-    received_us: int
 
 
 class StageAgent:
@@ -88,9 +86,12 @@ class StageAgent:
         self._announcer = Announcer(
             settings.cluster, settings.device, settings.engine, self._engine_version
         )
-        self._inbox: queue.SimpleQueue[_Received | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._counters = StageCounters()
+        self._inbox = StageInbox(settings.device, self._counters, self._report)
+        self._self_test = SelfTest(
+            settings.device, topics.device_self_topics(settings.cluster, settings.device)
+        )
         cache = ShardCache(settings.cache_folder, settings.cache_limit_bytes)
         self._cache = cache
         self._loader = ShardLoader(
@@ -107,30 +108,36 @@ class StageAgent:
     def stop(self) -> None:
         """Ask :meth:`run` to finish the batch in hand and return. Safe in a signal handler."""
         self._stopping.set()
-        self._inbox.put(None)
+        self._inbox.stop()
 
     def run(self) -> None:
         """Connect and serve until :meth:`stop`.
 
         Raises:
-            NotAuthorisedError: the broker refuses our name or password.
+            NotAuthorisedError: the broker refuses our name or password, or keeps from us what is
+                ours to read.
+            NameTakenError: another process uses our name, and was there first.
             BrokerUnreachableError: no broker within ``connect_timeout_s`` (None waits for ever).
         """
-        cluster, device = self._settings.cluster, self._settings.device
+        settings = self._settings
+        cluster, device = settings.cluster, settings.device
         inputs = topics.input_filter(cluster, device)
         try:
             self._connection = SplitConnection(
                 self._connect,
                 ConnectionSettings(
                     name=device,
-                    receive_maximum=self._settings.receive_maximum,
+                    receive_maximum=settings.receive_maximum,
                     will=self._announcer.will(),
-                    connect_timeout_s=self._settings.connect_timeout_s,
+                    connect_timeout_s=settings.connect_timeout_s,
                     cancelled=self._stopping,
                 ),
-                Callbacks(
-                    on_delivery=self._enqueue,
-                    on_connected=lambda _session_present: self._announcer.announce(),
+                self._self_test.wrap(
+                    Callbacks(
+                        on_delivery=self._inbox.hear,
+                        on_connected=lambda _session_present: self._announcer.announce(),
+                        on_failed=self._inbox.fail,
+                    )
                 ),
                 self._elsewhere,
                 (inputs,),
@@ -140,33 +147,43 @@ class StageAgent:
                 return  # asked to stop before there was a broker
             raise
         self._reporter = reporter = EventReporter(cluster, device, self._connection)
+        marker = settings.cache_folder / f"{device}.computing"
         self._runner = StageRunner(
             device,
             cluster,
             self._connection,
             self._counters,
             self._report,
-            self._settings.receive_maximum,
+            settings.receive_maximum,
+            CrashMarker(marker if settings.remember_crashes else None),
         )
-        self._serve_the_planner()
-        self._announcer.begin(self._connection)
-        for topic_filter in (
-            topics.plan_topic(cluster),
-            topics.status_topic(cluster, device),
-            inputs,
-            topics.command_filter(cluster, device),
-            topics.blob_filter(cluster, device),
-        ):
-            self._connection.subscribe(topic_filter)
         metrics = threading.Thread(
             target=self._publish_metrics, args=(reporter,), name="metrics", daemon=True
         )
-        metrics.start()
+        failure: BrokerError | None = None
         try:
+            self._serve_the_planner()
+            self._announcer.begin(self._connection)
+            # At QoS 0, past the batches that a kept session delivers first: see `_serve`.
+            self._connection.subscribe(topics.plan_topic(cluster), qos=0)
+            for topic_filter in (
+                topics.status_topic(cluster, device),
+                inputs,
+                topics.command_filter(cluster, device),
+                topics.blob_filter(cluster, device),
+            ):
+                self._connection.subscribe(topic_filter)
+            metrics.start()
+            self._self_test.run(self._connection.main, cancelled=self._stopping)
             self._serve()
+        except BrokerError as error:
+            failure = error
+            raise
         finally:
-            self._shut_down()
-            metrics.join(timeout=2 * METRICS_INTERVAL_S)
+            self._stopping.set()
+            self._shut_down(failure)
+            if metrics.is_alive():
+                metrics.join(timeout=2 * METRICS_INTERVAL_S)
 
     def _serve_the_planner(self) -> None:
         settings, connection = self._settings, self._connection.main
@@ -207,6 +224,8 @@ class StageAgent:
         )
         self._fetcher.start()
         self._commands.start()
+        self._inbox.on_blob, self._inbox.on_own_blob = self._fetcher.on_blob, self._prober.on_blob
+        self._inbox.on_command = self._commands.on_command
 
     def _holds_shard(self) -> bool:
         return self._runner.loaded is not None
@@ -215,50 +234,38 @@ class StageAgent:
         if self._reporter is not None:  # a kept session delivers while we still connect
             self._reporter.report(kind, detail)
 
-    def _enqueue(self, delivery: Delivery) -> None:
-        kind = _kind_of(delivery.topic)
-        if kind == "blob" and self._fetcher is not None and self._prober is not None:
-            own = topics.parse_topic(delivery.topic).sender == self._settings.device
-            (self._prober if own else self._fetcher).on_blob(delivery)
-            return
-        if kind == "command" and self._commands is not None:
-            self._commands.on_command(delivery)
-            return
-        if delivery.qos == 0:
-            # The receive maximum does not bound QoS 0: queueing it would let anyone fill our memory
-            self._counters.add(rejected=1)
-            self._report(
-                EventKind.MESSAGE_REJECTED, f"{delivery.topic}: sent at QoS 0, expected QoS 1"
-            )
-            return
-        self._inbox.put(_Received(delivery, now_us()))
-
     def _serve(self) -> None:
+        # A kept session delivers its batches at once. The plan comes before our own messages, which
+        # are back: whatever is retained has been heard, and no batch need be refused for want of it
+        if not self._stopping.is_set():
+            self._obey_the_newest_plan()
         while not self._stopping.is_set():
-            received = self._next()
-            if received is None:
-                continue
-            kind = _kind_of(received.delivery.topic)
-            if kind == "plan":
-                self._obey(received.delivery.payload)
-                received.delivery.ack()
-            elif kind == "status":
-                self._announcer.answer(received.delivery.payload)
-                received.delivery.ack()
-            else:
-                self._process(received)
+            self._take(self._next())
 
-    def _next(self) -> _Received | None:
+    def _take(self, item: Item | None) -> None:
+        match item:
+            case None | Stop():
+                pass
+            case NewPlan():
+                self._obey_the_newest_plan()
+            case Received():
+                self._process(item)
+            case BrokerError():
+                raise item
+            case Delivery():
+                self._announcer.answer(item.payload)
+                item.ack()
+
+    def _next(self) -> Item | None:
         """What is to be done next; while a plan could not be served, also that plan again."""
         if self._unserved is None:
-            return self._inbox.get()
-        try:
-            return self._inbox.get(timeout=max(0.0, self._retry_at - time.monotonic()))
-        except queue.Empty:
+            return self._inbox.next()
+        item = self._inbox.next(max(0.0, self._retry_at - time.monotonic()))
+        if item is None:
             self._obey(self._unserved)
-            return None
+        return item
 
-    def _process(self, received: _Received) -> None:
+    def _process(self, received: Received) -> None:
         try:
             self._runner.process(received.delivery, received.received_us)
         except Exception as error:
@@ -267,6 +274,11 @@ class StageAgent:
             detail = f"{received.delivery.topic}: {type(error).__name__}: {error}"
             self._report(EventKind.MESSAGE_REJECTED, detail)
             received.delivery.ack()  # else it would come again at every start; the client retries
+
+    def _obey_the_newest_plan(self) -> None:
+        payload = self._inbox.take_plan()
+        if payload is not None:
+            self._obey(payload)
 
     def _obey(self, payload: bytes) -> None:
         """Load, keep or drop the shard, as the plan says for this device."""
@@ -312,6 +324,7 @@ class StageAgent:
         if self._fetcher is not None:
             self._fetcher.use(frozenset((spec.graph.sha256, spec.weights.sha256)))
         try:
+            check_packet_size(plan, self._connection.max_packet_bytes)
             engine = self._loader.load(plan, spec, prepack)
         except ShardlineError as error:
             self._fail(plan, spec, str(error))
@@ -353,7 +366,7 @@ class StageAgent:
                 plan_id=status.plan_id,
                 stage_index=status.stage_index,
                 shard=status.shard,
-                queue_depth=self._inbox.qsize(),
+                queue_depth=len(self._inbox),
                 reconnects=self._connection.reconnects,
             )
             self._connection.publish(topic, metrics.model_dump_json().encode(), qos=0)
@@ -365,19 +378,13 @@ class StageAgent:
         except OSError as error:
             log.warning("%s: no heartbeat (%s)", path, error.strerror or error)
 
-    def _shut_down(self) -> None:
+    def _shut_down(self, failure: BrokerError | None) -> None:
         for server in (self._commands, self._prober, self._measurer, self._fetcher):
             if server is not None:
                 server.close()
-        if not self._announcer.say_goodbye():
+        if not self._announcer.say_goodbye(None if failure is None else str(failure)):
             log.info("the broker is away: it will announce our end by the will")
         self._connection.close()
         if self._runner.loaded is not None:
             self._runner.loaded.engine.close()
-
-
-def _kind_of(topic: str) -> str:
-    try:
-        return topics.parse_topic(topic).kind
-    except WireFormatError:
-        return "input"  # the runner rejects it with a report
+        self._runner.close()

@@ -88,9 +88,9 @@ class Announcer:
         if status != self._status:
             self.announce()
 
-    def say_goodbye(self) -> bool:
-        """Say that the device stops; whether the broker has heard it."""
-        self._status = self._make(DeviceState.STOPPED)
+    def say_goodbye(self, error: str | None = None) -> bool:
+        """Say that the device stops, and why if it had to; whether the broker has heard it."""
+        self._status = self._make(DeviceState.STOPPED, error=error)
         if self._connection is None:
             return False
         try:

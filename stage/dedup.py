@@ -1,8 +1,10 @@
 """What a stage remembers of batches: stale ones, ones in work, and the last outputs.
 
-Bounded without clocks: a low-watermark for each of the last 64 epochs, the batches whose output
-is not acknowledged yet, and the last few outputs. The key has the attempt in it: a new attempt must
-pass even when an earlier one was finished, since its output may have been lost behind us.
+Bounded without clocks: a low-watermark for each of a client's last 64 epochs, for each of the last
+64 clients; the batches whose output is not acknowledged yet; and the last few outputs. The key has
+the attempt in it: a new attempt must pass even when an earlier one was finished, since its output
+may have been lost behind us. And it has the client in it, so that whatever a client makes up, be it
+epochs or watermarks, is about batches of its own.
 """
 
 import threading
@@ -13,11 +15,13 @@ from broker.transport import Delivery
 from contract.activation import Header
 
 EPOCHS_REMEMBERED = 64
+CLIENTS_REMEMBERED = 64
 
 
 class AttemptKey(NamedTuple):
     """One attempt at one batch."""
 
+    client: str
     epoch: int
     seq: int
     attempt: int
@@ -25,7 +29,7 @@ class AttemptKey(NamedTuple):
     @classmethod
     def of(cls, header: Header) -> "AttemptKey":
         """The key of a message."""
-        return cls(*header.batch_id, header.attempt)
+        return cls(header.client, *header.batch_id, header.attempt)
 
 
 class Output(NamedTuple):
@@ -41,19 +45,29 @@ class SeenBatches:
     def __init__(self, outputs_kept: int) -> None:
         self._outputs_kept = outputs_kept
         self._lock = threading.Lock()
-        self._low: OrderedDict[int, int] = OrderedDict()
+        self._low: OrderedDict[str, OrderedDict[int, int]] = OrderedDict()
         self._in_work: dict[AttemptKey, list[Delivery]] = {}
         self._outputs: OrderedDict[AttemptKey, Output] = OrderedDict()
 
     def is_stale(self, header: Header) -> bool:
-        """Note the message's low-watermark; whether the batch lies below the highest one seen."""
+        """Note the message's low-watermark; whether the batch lies below the highest one seen.
+
+        A message says of itself that its batch is open: one whose watermark is above its own batch
+        is stale, and no watermark to go by.
+        """
         epoch, seq = header.batch_id
         with self._lock:
-            low = max(self._low.pop(epoch, 0), header.low)
-            self._low[epoch] = low
-            while len(self._low) > EPOCHS_REMEMBERED:
+            epochs = self._low.pop(header.client, None) or OrderedDict()
+            self._low[header.client] = epochs
+            low = epochs.pop(epoch, 0)
+            if header.low <= seq:
+                low = max(low, header.low)
+            epochs[epoch] = low
+            while len(epochs) > EPOCHS_REMEMBERED:
+                epochs.popitem(last=False)
+            while len(self._low) > CLIENTS_REMEMBERED:
                 self._low.popitem(last=False)
-            return seq < low
+            return seq < max(low, header.low)
 
     def join(self, key: AttemptKey, delivery: Delivery) -> bool:
         """If this attempt is in work already, let ``delivery`` be acknowledged with it."""

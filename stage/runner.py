@@ -27,10 +27,13 @@ from contract.plan import Plan, StageSpec
 from contract.status import EventKind
 from contract.tensor_spec import Tensors, check_tensors
 from stage.counters import StageCounters
+from stage.crash_marker import Batch, CrashMarker
 from stage.dedup import AttemptKey, Output, SeenBatches
 from stage.engine import Engine
 
 Report = Callable[[EventKind, str], None]
+MAX_DEATHS = 2
+"""A batch in work at so many deaths of this device is not tried again: one may be bad luck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +68,13 @@ class StageRunner:
         counters: StageCounters,
         report: Report,
         receive_maximum: int,
+        marker: CrashMarker | None = None,
     ) -> None:
+        """``marker``: remembers batches that killed this device; None remembers nothing."""
         self._device, self._cluster = device, cluster
         self._connection, self._counters, self._report = connection, counters, report
         self._seen = SeenBatches(outputs_kept=receive_maximum)
+        self._marker = marker or CrashMarker(None)
         self._loaded: LoadedStage | None = None
 
     @property
@@ -81,6 +87,10 @@ class StageRunner:
         self._loaded = loaded
         if loaded is None:
             self._seen.forget_outputs()
+
+    def close(self) -> None:
+        """No batch comes any more."""
+        self._marker.close()
 
     def outputs_waiting(self) -> int:
         """How many outputs the broker has not acknowledged yet."""
@@ -108,6 +118,11 @@ class StageRunner:
         if known is not None:
             self._counters.add(duplicates=1)
             self._publish(key, header, delivery, known)
+            return
+        deaths = self._marker.deaths(Batch.of(header))
+        if deaths >= MAX_DEATHS:
+            detail = f"{self._device} has died {deaths} times while it computed this batch"
+            self._refuse(header, NackReason.POISON, detail, [delivery])
             return
         self._run(key, activation, delivery, received_us)
 
@@ -150,6 +165,8 @@ class StageRunner:
         loaded, header = self._loaded, activation.header
         assert loaded is not None
         spec, where = loaded.spec, f"stage {loaded.spec.stage_index} on {self._device}"
+        batch = Batch.of(header)
+        self._marker.begin(batch)
         try:
             # What the codecs do lies outside of started to finished: that is the engine's time.
             inputs = expand(header.codec, spec.inputs, activation.tensors, f"{where}, input")
@@ -167,6 +184,8 @@ class StageRunner:
         except EngineError as error:
             self._refuse(header, NackReason.ENGINE_FAILED, str(error), [delivery])
             return
+        finally:
+            self._marker.end(batch)
         self._counters.add(
             batches=1,
             images=images,

@@ -49,6 +49,7 @@ class HandConnection:
 
     reconnects = 0
     is_connected = True
+    max_packet_bytes: int | None = None
 
     def __init__(self, automatic: bool = False) -> None:
         self.published: list[Published] = []
@@ -56,7 +57,7 @@ class HandConnection:
         self.raises: Exception | None = None
         self.dead_topics: set[str] = set()
 
-    def subscribe(self, topic_filter: str) -> None: ...
+    def subscribe(self, topic_filter: str, qos: int = 1) -> None: ...
 
     def close(self, forget_session: bool = False) -> None: ...
 

@@ -1,0 +1,122 @@
+"""What the network threads hand to the one thread that serves a device. They only sort and enqueue.
+
+Bounded whatever arrives: the newest plan replaces one that was not read yet, batches are held back
+by the receive maximum, and where a broker exceeds that (Mosquitto 2.0.11 does) by a number.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from broker.transport import Delivery
+from contract import topics
+from contract.errors import BrokerError, WireFormatError
+from contract.status import EventKind
+from stage.counters import StageCounters
+from stage.runner import now_us
+
+MAX_WAITING = 32
+"""Batches and statuses not begun. Mosquitto sends at most 20 unacknowledged messages
+(max_inflight_messages), even where it forgets the receive maximum of 3."""
+
+Hear = Callable[[Delivery], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message on an input topic, or on none of ours."""
+
+    delivery: Delivery
+    received_us: int
+
+
+class NewPlan:
+    """There is a plan to be read: :meth:`StageInbox.take_plan`."""
+
+
+class Stop:
+    """The device is to end."""
+
+
+Item = Received | Delivery | NewPlan | Stop | BrokerError
+"""What comes out; a bare delivery is a status of this device."""
+
+
+class StageInbox:
+    """One device's queue. ``blob`` and ``command`` go straight on, to threads of their own."""
+
+    def __init__(
+        self,
+        device: str,
+        counters: StageCounters,
+        report: Callable[[EventKind, str], None],
+    ) -> None:
+        self._device, self._counters, self._report = device, counters, report
+        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._plan: bytes | None = None
+        self.on_own_blob: Hear = Delivery.ack
+        self.on_blob: Hear = Delivery.ack
+        self.on_command: Hear = Delivery.ack
+
+    def __len__(self) -> int:
+        """How much waits."""
+        return self._queue.qsize()
+
+    def hear(self, delivery: Delivery) -> None:
+        """Take a delivery, on a network thread."""
+        try:
+            topic = topics.parse_topic(delivery.topic)
+            kind = topic.kind
+        except WireFormatError:
+            kind = "input"  # the runner rejects it with a report
+        if kind == "blob":
+            (self.on_own_blob if topic.sender == self._device else self.on_blob)(delivery)
+        elif kind == "command":
+            self.on_command(delivery)
+        elif kind == "plan":
+            self._hear_plan(delivery)
+        elif delivery.qos == 0:
+            # The receive maximum does not bound QoS 0: queueing it would let anyone fill our memory
+            self._reject(delivery, "sent at QoS 0, expected QoS 1")
+        elif len(self) >= MAX_WAITING:
+            self._reject(delivery, f"{MAX_WAITING} messages wait already")
+        elif kind == "status":
+            self._queue.put(delivery)
+        else:
+            self._queue.put(Received(delivery, now_us()))
+
+    def _hear_plan(self, delivery: Delivery) -> None:
+        with self._lock:
+            replaces = self._plan is not None
+            self._plan = delivery.payload
+        delivery.ack()  # it is retained: what is lost with us comes with the next connection
+        if not replaces:
+            self._queue.put(NewPlan())
+
+    def _reject(self, delivery: Delivery, why: str) -> None:
+        self._counters.add(rejected=1)
+        self._report(EventKind.MESSAGE_REJECTED, f"{delivery.topic}: {why}")
+        delivery.ack()
+
+    def fail(self, error: BrokerError) -> None:
+        """The device cannot go on, for this reason."""
+        self._queue.put(error)
+
+    def stop(self) -> None:
+        """Let whoever waits go. Safe in a signal handler."""
+        self._queue.put(Stop())
+
+    def take_plan(self) -> bytes | None:
+        """The newest plan, if it was not taken yet; empty when the plan was retired."""
+        with self._lock:
+            plan, self._plan = self._plan, None
+        return plan
+
+    def next(self, timeout_s: float | None = None) -> Item | None:
+        """What is to be done next; None if nothing has come in time."""
+        try:
+            return self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
