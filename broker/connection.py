@@ -35,6 +35,7 @@ from broker.transport import (
     PublishOutcome,
     parse_address,
 )
+from contract import topics
 from contract.errors import (
     BrokerError,
     BrokerUnreachableError,
@@ -325,7 +326,8 @@ class PahoConnection:
                     "see docs/deploy.md"
                 )
                 log.error("%s", failure)
-                self._callbacks.on_failed(failure)
+                if topic_filter != topics.BROKER_DROPPED:  # without it we go on, only less wary
+                    self._callbacks.on_failed(failure)
 
     def _settle(self, future: Future[PublishOutcome], answer: Answer, topic: str) -> None:
         if isinstance(answer, BrokerError):

@@ -19,17 +19,18 @@ class DropCounter:
     def __init__(self) -> None:
         self._last: int | None = None
 
-    def take(self, payload: bytes) -> int:
-        """How many more were dropped since the total was last heard; 0 for the first one.
+    def take(self, payload: bytes, retained: bool) -> int:
+        """How many more were dropped since the total was last heard.
 
-        A total that is smaller than before is of a broker that was started again.
+        The first one is the past if it was ``retained``, else of a broker that has just started. A
+        total that is smaller than before is of a broker that was started again.
         """
         if len(payload) > MAX_DIGITS or not payload.isdigit():
             return 0
         total, last = int(payload), self._last
         self._last = total
         if last is None:
-            return 0
+            return 0 if retained else total
         return total if total < last else total - last
 
 
@@ -56,7 +57,7 @@ def watch_drops(callbacks: Callbacks, tell: Callable[[int], None]) -> Callbacks:
             callbacks.on_delivery(delivery)
             return
         delivery.ack()
-        dropped = counter.take(delivery.payload)
+        dropped = counter.take(delivery.payload, delivery.retained)
         if dropped:
             tell(dropped)
 

@@ -177,14 +177,14 @@ def test_what_is_remembered_is_bounded(bench: Bench) -> None:
     seen = SeenBatches(outputs_kept=2)
     for epoch in range(EPOCHS_REMEMBERED + 10):
         seen.is_stale(bench.header(batch_id=BatchId(epoch, 5), low=5))
-    assert len(seen._low) == EPOCHS_REMEMBERED
+    assert len(seen._low[CLIENT]) == EPOCHS_REMEMBERED
     newest = EPOCHS_REMEMBERED + 9
     assert seen.is_stale(bench.header(batch_id=BatchId(newest, 4), low=0))
     for seq in range(10):
-        key = AttemptKey(1, seq, 0)
+        key = AttemptKey("c", 1, seq, 0)
         seen.begin(key, bench.delivery(b""), Output("t", b"x"))
         assert seen.end(key)
-    assert [seen.output_of(AttemptKey(1, s, 0)) is not None for s in range(10)] == [False] * 8 + [
+    assert [seen.output_of(AttemptKey("c", 1, s, 0)) is not None for s in range(10)] == [False] * 8 + [
         True,
         True,
     ]
