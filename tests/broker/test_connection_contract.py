@@ -319,3 +319,20 @@ def test_callbacks_run_on_a_thread_of_the_connection(peers: Any, unique: str) ->
     assert threads[0] is not threading.current_thread() or future.done()
     assert sender.connection.is_connected
     assert sender.connection.reconnects == 0
+
+
+def test_a_subscription_at_qos_0_is_not_held_back_by_the_receive_maximum(
+    peers: Any, unique: str
+) -> None:
+    """What is retained there comes past the batches that a kept session delivers first."""
+    sender = peers(f"s-{unique}")
+    sender.publish(f"{unique}/plan", "plan", retain=True)
+    peers(f"r-{unique}", receive_maximum=2).subscribe(f"{unique}/in").close(forget_session=False)
+    for index in range(5):
+        sender.publish(f"{unique}/in", str(index))
+    back = peers(f"r-{unique}", ack=False, receive_maximum=2)
+    back.connection.subscribe(f"{unique}/plan", qos=0)
+    eventually(lambda: "plan" in back.texts, "the plan comes through")
+    assert back.texts == ["0", "1", "plan"]
+    assert [d.qos for d in back.heard] == [1, 1, 0]
+    sender.publish(f"{unique}/plan", "", retain=True)

@@ -1,5 +1,6 @@
 """What only the real connection must do: refuse, reconnect, and never confuse two connections."""
 
+import json
 import logging
 import shutil
 import socket
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 import broker.embedded
+import broker.outbox
 from broker.connection import Connector, PahoConnection
 from broker.embedded import EmbeddedBroker, find_mosquitto
 from broker.mosquitto_conf import MosquittoSettings, render_mosquitto_conf
@@ -27,6 +29,7 @@ from broker.transport import (
     parse_address,
 )
 from contract.errors import (
+    BrokerError,
     BrokerUnreachableError,
     MessageTooLargeError,
     NotAuthorisedError,
@@ -320,8 +323,7 @@ def test_many_threads_may_publish_at_once(shared_broker: EmbeddedBroker, unique:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(publish, range(600)))
-    assert connection._pending == {}
-    assert connection._early == {}
+    assert connection._outbox.is_empty
     connection.close(forget_session=True)
 
 
@@ -379,3 +381,130 @@ def test_the_connector_opens_what_it_makes(shared_broker: EmbeddedBroker, unique
     connection.close(forget_session=True)
     assert not connection.is_connected
     assert find_mosquitto()
+
+
+def test_what_a_smaller_limit_does_not_let_through_is_not_sent_again_and_again(
+    own_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """paho keeps what was published while the broker was away, and the broker comes back small."""
+    heard: list[Delivery] = []
+    connection = opened(own_broker.address, "x", heard)
+    connection.subscribe("t")
+    connection.publish("t", b"\1" * 100_000).result(timeout=5)
+    own_broker.kill()
+    eventually(lambda: not connection.is_connected, "the loss is noticed")
+    large = [connection.publish("t", b"\2" * 100_000) for _ in range(25)]
+    small = [connection.publish("t", b"small %d" % index) for index in range(5)]
+
+    def render(settings: MosquittoSettings) -> str:
+        return render_mosquitto_conf(settings.model_copy(update={"max_packet_bytes": 2000}))
+
+    monkeypatch.setattr(broker.embedded, "render_mosquitto_conf", render)
+    own_broker.start()
+    for future in large:
+        with pytest.raises(MessageTooLargeError, match="accepts 2,000"):
+            future.result(timeout=10)
+    for future in small:  # those behind it, beyond paho's 20 in flight
+        future.result(timeout=10)
+    assert connection.reconnects == 1
+    assert connection.is_connected
+    assert connection.max_packet_bytes == 2000
+    assert connection._outbox.is_empty
+    connection.close(forget_session=True)
+
+
+def test_what_waits_for_the_broker_is_bounded_by_bytes(
+    own_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker.outbox, "MAX_BYTES", 1_000_000)
+    connection = opened(own_broker.address, "x")
+    own_broker.kill()
+    eventually(lambda: not connection.is_connected, "the loss is noticed")
+    futures = [connection.publish("t", b"\0" * 300_000) for _ in range(10)]
+    assert connection._outbox.waiting_bytes < 1_000_000
+    for future in futures[3:]:
+        with pytest.raises(BrokerError, match="wait for the broker"):
+            future.result(timeout=1)
+    own_broker.start()
+    for future in futures[:3]:
+        future.result(timeout=10)
+    eventually(lambda: connection._outbox.is_empty, "there is room again")
+    connection.publish("t", b"\0" * 3_000_000).result(timeout=5)  # alone, anything fits
+    connection.close(forget_session=True)
+
+
+def test_a_refused_subscription_is_told_with_its_filter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Mosquitto's dynamic security: its access control file grants everything and filters."""
+    plugins = list(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"))
+    if not plugins:
+        pytest.skip("this Mosquitto has no dynamic security plugin")
+    rights = tmp_path / "dynsec.json"
+    rights.write_text(
+        json.dumps(
+            {
+                "defaultACLAccess": {
+                    "publishClientSend": True,
+                    "publishClientReceive": True,
+                    "subscribe": False,
+                    "unsubscribe": True,
+                },
+                "clients": [],
+                "groups": [{"groupname": "all", "roles": [{"rolename": "reader"}]}],
+                "roles": [
+                    {
+                        "rolename": "reader",
+                        "acls": [
+                            {"acltype": "subscribePattern", "topic": "allowed/#", "allow": True}
+                        ],
+                    }
+                ],
+                "anonymousGroup": "all",
+            }
+        )
+    )
+    rights.chmod(0o666)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+
+    def render(settings: MosquittoSettings) -> str:
+        text = render_mosquitto_conf(settings)
+        return f"{text}plugin {plugins[0]}\nplugin_opt_config_file {rights}\n"
+
+    monkeypatch.setattr(broker.embedded, "render_mosquitto_conf", render)
+    failed: list[BrokerError] = []
+    with EmbeddedBroker() as running:
+        connection = PahoConnection(
+            running.address,
+            ConnectionSettings(name="x", connect_timeout_s=5.0),
+            Callbacks(Delivery.ack, on_failed=failed.append),
+        )
+        connection.open()
+        connection.subscribe("allowed/t")
+        connection.subscribe("$SYS/broker/publish/messages/dropped")  # we can do without
+        assert connection.publish("allowed/t", b"x").result(timeout=5) is PublishOutcome.ACCEPTED
+        assert failed == []
+        connection.subscribe("forbidden/t")
+        eventually(lambda: failed, "the refusal is told")
+        assert isinstance(failed[0], NotAuthorisedError)
+        assert "forbidden/t" in str(failed[0])
+        connection.close(forget_session=True)
+
+
+def test_a_session_that_another_process_takes_is_logged_where_the_broker_says_so(
+    shared_broker: EmbeddedBroker, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Mosquitto 2.0.11 closes in silence, 2.1 says 0x8E: either way the connection is lost."""
+    lost: list[str] = []
+    first = PahoConnection(
+        shared_broker.address,
+        ConnectionSettings(name=unique),
+        Callbacks(Delivery.ack, on_disconnected=lost.append),
+    )
+    first.open()
+    second = opened(shared_broker.address, unique)
+    eventually(lambda: lost, "the first one hears of it")
+    first.close()
+    second.close(forget_session=True)
+    assert ("another process uses the name" in caplog.text) == ("taken over" in lost[0].lower())

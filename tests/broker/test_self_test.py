@@ -16,6 +16,8 @@ from broker.mosquitto_conf import MosquittoSettings, render_mosquitto_conf
 from broker.self_test import SelfTest, check_packet_size, clock_complaint
 from broker.transport import Callbacks, Connect, Connection, ConnectionSettings, Delivery
 from contract.errors import MessageTooLargeError, NotAuthorisedError
+from contract.placement import EdgeBroker
+from contract.plan import Plan
 from contract.version import RELEASED_UNIX_S
 from tests.tiny import make_tiny_plan
 
@@ -209,9 +211,9 @@ def test_a_plan_whose_batches_the_broker_would_not_take_is_refused(tmp_path: Pat
     check_packet_size(plan, tensor_bytes)
     with pytest.raises(MessageTooLargeError, match=r"plan tiny: 6,400 bytes.* 6,399.*smaller batch"):
         check_packet_size(plan, tensor_bytes - 1)
-    elsewhere = replace_edges(plan)
-    check_packet_size(elsewhere, 10)  # another broker carries it
+    check_packet_size(with_an_edge_elsewhere(plan), 10)  # another broker carries it
 
 
-def replace_edges(plan: object) -> object:
-    return plan.model_copy(update={"edge_brokers": {1: "other:1883"}})  # type: ignore[attr-defined]
+def with_an_edge_elsewhere(plan: Plan) -> Plan:
+    broker_of_edge = EdgeBroker(edge=1, address="other:1883")
+    return plan.model_copy(update={"edge_brokers": (broker_of_edge,)})

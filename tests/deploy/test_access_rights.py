@@ -89,6 +89,8 @@ def may_write(user: str, topic: Topic) -> bool:
         return False
     if topic.kind == "plan":
         return user == PLANNER
+    if role(user) == "client" and topic.kind in ("result", "nack"):
+        return topic.sender == topic.to == user  # to itself alone, for the self-test
     return topic.sender == user and topic.kind in WRITES[role(user)]
 
 
@@ -205,6 +207,17 @@ def test_an_observer_sees_the_broker_s_own_figures_and_nobody_else_does(ground: 
     ground.join("pi-0").publish([topics.metrics_topic(CLUSTER, "pi-0")])
     observer.wait_for(topics.metrics_topic(CLUSTER, "pi-0"))
     assert device.received == []
+
+
+def test_clients_and_the_planner_see_what_the_broker_drops_and_no_other_figure(
+    ground: Ground,
+) -> None:
+    readers = [ground.join(user) for user in (PLANNER, "client-a")]
+    for reader in readers:
+        reader.subscribe("$SYS/#")
+    for reader in readers:
+        reader.wait_for(topics.BROKER_DROPPED)
+        assert {topic for topic, _ in reader.received} == {topics.BROKER_DROPPED}
 
 
 def test_a_wrong_password_an_unknown_user_and_no_user_are_refused(ground: Ground) -> None:

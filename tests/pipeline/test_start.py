@@ -98,7 +98,6 @@ def test_the_second_stage_of_a_name_ends_with_a_clear_text_and_the_first_goes_on
         assert "NameTakenError" in second.stderr
         assert device in second.stderr
         assert first.poll() is None
-        observer.heard.clear()
         eventually(
             lambda: [s.state for s in observer.payloads("status", parse_status)][-1:]
             == [DeviceState.ONLINE],

@@ -2,21 +2,25 @@
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import broker.self_test
 import stage.loader
 from broker.memory import MemoryBroker, MemoryConnection
 from broker.transport import AckToken, Callbacks, Connection, ConnectionSettings, Delivery
 from contract import topics
 from contract.activation import BatchId, Header, decode, encode
-from contract.errors import SettingsError
+from contract.errors import NameTakenError, NotAuthorisedError, SettingsError
+from contract.fleet import FleetView
 from contract.metrics import DeviceMetrics
 from contract.nack import Nack, NackReason, parse_nack
 from contract.plan import Plan, Replica, place
@@ -552,7 +556,7 @@ def test_the_queue_of_a_device_is_bounded_by_its_receive_maximum(yard: Yard) -> 
             return getattr(self._connection, name)
 
         def publish(self, topic: str, payload: bytes, **more: Any) -> "Future[Any]":
-            if "/in/" in topic:
+            if "/in/" in topic and "/pi-2/" in topic:
                 future: Future[Any] = Future()
                 held.append(future)
                 return future
@@ -577,3 +581,94 @@ def test_the_queue_of_a_device_is_bounded_by_its_receive_maximum(yard: Yard) -> 
     eventually(lambda: len(held) == 4, "one more comes in for the one that is done")
     for future in held[1:]:
         future.set_result(PublishOutcome.ACCEPTED)
+
+
+def test_batches_that_wait_for_a_stage_are_held_until_its_plan_is_read(yard: Yard) -> None:
+    """They come first, as many as the receive maximum lets through, and none is refused."""
+    yard.publish_plan(yard.plan)
+    agent = yard.start()
+    yard.wait_for(ShardState.READY)
+    agent.stop()
+    eventually(lambda: yard.statuses[-1].state is DeviceState.STOPPED, "stopped")
+    for seq in range(8):
+        yard.send_batch(seq)
+    yard.start()
+    eventually(lambda: len(yard.outputs()) == 8, "all are answered")
+    assert [o.header.batch_id.seq for o in yard.outputs()] == list(range(8))
+    assert yard.nacks == []
+
+
+def test_a_stage_that_does_not_hear_itself_ends_and_says_why(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker.self_test, "PATIENCE_S", 0.5)
+    inputs = f"/device/pi-1/in/{'0' * 16}/"
+
+    def connect(settings: ConnectionSettings, callbacks: Callbacks) -> Connection:
+        def on_delivery(delivery: Delivery) -> None:
+            if inputs not in delivery.topic:  # the broker has the right to read there forgotten
+                callbacks.on_delivery(delivery)
+
+        return yard.connect(settings, replace(callbacks, on_delivery=on_delivery))
+
+    agent = StageAgent(StageSettings("pi-1", yard.folder, yard.cluster), connect)
+    with pytest.raises(NotAuthorisedError, match="does not hear its own messages") as caught:
+        agent.run()
+    assert inputs in str(caught.value)
+    assert "/command/" not in str(caught.value)
+    eventually(lambda: yard.statuses[-1].state is DeviceState.STOPPED, "it has ended")
+    assert "does not hear" in str(yard.statuses[-1].error)
+    view = FleetView()
+    view.update(yard.statuses[-1])
+    assert "does not hear" in view.describe("pi-1")
+
+
+def test_what_cannot_be_mended_ends_the_stage(yard: Yard) -> None:
+    fail: list[Any] = []
+
+    def connect(settings: ConnectionSettings, callbacks: Callbacks) -> Connection:
+        fail.append(callbacks.on_failed)
+        return yard.connect(settings, callbacks)
+
+    agent = StageAgent(StageSettings("pi-1", yard.folder, yard.cluster), connect)
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            agent.run()
+        except NameTakenError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yard.wait_for(ShardState.IDLE)
+    fail[0](NameTakenError("another process uses the name 'pi-1'"))
+    thread.join(timeout=10)
+    assert raised
+    eventually(lambda: yard.statuses[-1].state is DeviceState.STOPPED, "it has ended")
+    assert yard.statuses[-1].error == "another process uses the name 'pi-1'"
+
+
+def test_a_plan_larger_than_the_broker_s_packets_is_not_loaded(
+    yard: Yard, loads: list[Path]
+) -> None:
+    real_connect = yard.connect
+
+    def connect(settings: ConnectionSettings, callbacks: Callbacks) -> Connection:
+        connection = real_connect(settings, callbacks)
+        connection.max_packet_bytes = 500  # type: ignore[misc]
+        return connection
+
+    yard.connect = connect  # type: ignore[method-assign]
+    yard.start()
+    yard.publish_plan(yard.plan)
+    status = yard.wait_for(ShardState.FAILED)
+    assert "max_packet_size" in str(status.error)
+    assert loads == []
+
+
+def test_the_marker_of_a_batch_in_work_lies_in_the_cache(yard: Yard, tmp_path: Path) -> None:
+    yard.start(cache_dir=tmp_path / "cache")
+    yard.publish_plan(yard.plan)
+    yard.answers(0)
+    assert (tmp_path / "cache" / "pi-1.computing").is_file()
