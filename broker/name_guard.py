@@ -73,7 +73,11 @@ class Rivals:
         return other.sightings >= SIGHTINGS
 
     def is_ours_to_end(self, greeting: Greeting, own_age_ms: int) -> bool:
-        """Whether we are the younger one. Both sides come to the same answer."""
+        """Whether we are the younger one.
+
+        Both sides come to the same answer, but for ages that differ by just about
+        :data:`SAME_AGE_MS`: then they are asked again at the next greeting.
+        """
         if abs(own_age_ms - greeting.age_ms) > SAME_AGE_MS:
             return own_age_ms < greeting.age_ms
         return self.process > greeting.process
@@ -131,13 +135,14 @@ class NameGuard:
             greeting = Greeting.model_validate_json(delivery.payload)
         except ValidationError:
             return False
-        if greeting.process == self._rivals.process:
+        ours = greeting.process == self._rivals.process
+        if ours and greeting.connection == self._connections:
             later = threading.Timer(HELD_S, delivery.ack)
             later.daemon = True
             later.start()
             return True
-        delivery.ack()
-        if self._rivals.note(greeting, self._connections) and not self._failed:
+        delivery.ack()  # one of ours at most is held: the receive maximum is for batches
+        if not ours and self._rivals.note(greeting, self._connections) and not self._failed:
             self._judge(greeting)
         return True
 

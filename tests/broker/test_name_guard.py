@@ -10,7 +10,7 @@ import broker.name_guard
 from broker.connection import PahoConnection
 from broker.embedded import EmbeddedBroker
 from broker.name_guard import SAME_AGE_MS, SIGHTINGS, Greeting, NameGuard, Rivals
-from broker.transport import Callbacks, ConnectionSettings, Delivery
+from broker.transport import AckToken, Callbacks, ConnectionSettings, Delivery
 from contract.errors import BrokerError, NameTakenError
 from tests.conftest import eventually
 
@@ -177,7 +177,27 @@ def test_a_greeting_is_acknowledged_after_a_while(
 def test_what_is_no_greeting_goes_to_the_owner(payload: bytes) -> None:
     heard: list[bytes] = []
     callbacks = NameGuard("pi-1", "own/pi-1").wrap(Callbacks(lambda d: heard.append(d.payload)))
-    from broker.transport import AckToken
-
     callbacks.on_delivery(Delivery("own/pi-1", payload, 1, False, AckToken(lambda: None)))
     assert heard == [payload]
+
+
+def test_of_our_own_greetings_one_at_most_is_held() -> None:
+    """On a connection that breaks every second they would fill a stage's receive maximum."""
+    acked: list[int] = []
+    published: list[bytes] = []
+
+    class Wire:
+        def publish(self, _topic: str, payload: bytes) -> None:
+            published.append(payload)
+
+    guard = NameGuard("pi-1", "own/pi-1")
+    callbacks = guard.wrap(Callbacks(Delivery.ack))
+    callbacks.on_connected(False)
+    guard.begin(Wire())  # type: ignore[arg-type]
+    assert published == []  # the first connection takes nothing over
+    for _ in range(4):
+        callbacks.on_connected(True)
+    for index, payload in enumerate(published):
+        token = AckToken(lambda index=index: acked.append(index))  # type: ignore[misc]
+        callbacks.on_delivery(Delivery("own/pi-1", payload, 1, False, token))
+    assert acked == [0, 1, 2]
