@@ -34,7 +34,7 @@ _KIND = 0xF0
 _NO_PROPERTIES = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
 
 
-def packet_bytes(topic: str, payload: bytes) -> int:
+def packet_bytes(topic: str, payload: bytes | bytearray) -> int:
     """How large a message is on the wire, at most. Topics are ASCII."""
     return len(payload) + len(topic) + _PACKET_OVERHEAD_BYTES
 

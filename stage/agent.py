@@ -28,7 +28,7 @@ from stage.crash_marker import CrashMarker
 from stage.engine import engine_class
 from stage.fetcher import Fetcher
 from stage.health import write_heartbeat
-from stage.inbox import Item, NewPlan, Received, Stop, StageInbox
+from stage.inbox import Item, NewPlan, Received, StageInbox, Stop
 from stage.link_probe import LinkProber
 from stage.loader import ShardLoader
 from stage.machine import examine

@@ -209,7 +209,9 @@ def test_a_plan_whose_batches_the_broker_would_not_take_is_refused(tmp_path: Pat
     tensor_bytes = 100 * 16 * 4  # the largest activation
     check_packet_size(plan, None)
     check_packet_size(plan, tensor_bytes)
-    with pytest.raises(MessageTooLargeError, match=r"plan tiny: 6,400 bytes.* 6,399.*smaller batch"):
+    with pytest.raises(
+        MessageTooLargeError, match=r"plan tiny: 6,400 bytes.* 6,399.*smaller batch"
+    ):
         check_packet_size(plan, tensor_bytes - 1)
     check_packet_size(with_an_edge_elsewhere(plan), 10)  # another broker carries it
 

@@ -1,6 +1,6 @@
 """`shardline stage` with an engine that dies on one batch: for tests, as a process of its own.
 
-    python -m tests.pipeline.deadly_stage stage --engine identity --device …
+python -m tests.pipeline.deadly_stage stage --engine identity --device …
 """
 
 import os

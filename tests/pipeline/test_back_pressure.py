@@ -1,4 +1,4 @@
-"""A slow stage, a stopped one, a hung broker, a full queue: memory stays flat and nothing is lost."""
+"""A slow stage, a stopped one, a hung broker, a full queue: memory stays flat, nothing is lost."""
 
 import os
 import signal
@@ -49,9 +49,7 @@ class Site:
     ) -> None:
         self.connect, self.cluster, self.unique, self.folder = connect, cluster, unique, folder
         self.devices = tuple(f"pi-{index}-{unique}" for index in range(3))
-        self.plan = make_tiny_plan(
-            folder, devices=self.devices, cluster=cluster, batch_size=IMAGES
-        )
+        self.plan = make_tiny_plan(folder, devices=self.devices, cluster=cluster, batch_size=IMAGES)
         self._start = start
         self._closing: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""A batch that kills whoever computes it is dead after two deaths; all others have their answers."""
+"""A batch that kills whoever computes it is dead after two deaths; all others have an answer."""
 
 import subprocess
 import sys
@@ -33,9 +33,7 @@ class Supervised:
         self._thread.start()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        return subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def _supervise(self) -> None:
         while True:

@@ -91,16 +91,16 @@ def test_the_second_stage_of_a_name_ends_with_a_clear_text_and_the_first_goes_on
     try:
         eventually(lambda: observer.heard, "the first one is there", timeout_s=30)
         time.sleep(6.0)  # more than what counts as the same age
-        second = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=False
-        )
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert second.returncode == 3
         assert "NameTakenError" in second.stderr
         assert device in second.stderr
         assert first.poll() is None
         eventually(
-            lambda: [s.state for s in observer.payloads("status", parse_status)][-1:]
-            == [DeviceState.ONLINE],
+            lambda: (
+                [s.state for s in observer.payloads("status", parse_status)][-1:]
+                == [DeviceState.ONLINE]
+            ),
             "the first one says that it is there",
         )
     finally:

@@ -127,7 +127,6 @@ def test_the_cost_of_a_batch_is_two_small_writes(tmp_path: Path) -> None:
         os.pwrite(file, b"x" * 24, 0)
     written_s = time.perf_counter() - started
     os.close(file)
-    print(f"\n{marked_s / count * 1e6:.1f} us a batch, of which {written_s / count * 1e6:.1f} us")
     assert marked_s < 10 * written_s + 0.1
 
 
