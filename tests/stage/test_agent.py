@@ -670,5 +670,6 @@ def test_a_plan_larger_than_the_broker_s_packets_is_not_loaded(
 def test_the_marker_of_a_batch_in_work_lies_in_the_cache(yard: Yard, tmp_path: Path) -> None:
     yard.start(cache_dir=tmp_path / "cache")
     yard.publish_plan(yard.plan)
+    yard.wait_for(ShardState.READY)
     yard.answers(0)
     assert (tmp_path / "cache" / "pi-1.computing").is_file()
