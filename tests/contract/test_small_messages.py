@@ -70,6 +70,7 @@ def test_the_reasons_that_lie_in_the_batch_are_the_ones_that_kill_it() -> None:
     assert {
         NackReason.ENGINE_FAILED,
         NackReason.INVALID,
+        NackReason.POISON,
         NackReason.PUBLISH_REFUSED,
     } == POISONOUS
 

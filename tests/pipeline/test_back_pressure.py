@@ -223,7 +223,7 @@ def test_what_a_full_queue_drops_is_told_and_sent_again(
     site = Site(tmp_path, connect, cluster, unique, start_stage)
     events = Listener(connect, f"observer-{unique}", topics.event_filter(cluster))
     try:
-        pipeline = site.open(pause_s=0.05, window=60)
+        pipeline = site.open(pause_s=0.05, window=35)
         Run(pipeline, make_batches(5)).go()  # so that latencies are known, and deadlines short
         batches = make_batches(80)
         ends = list(pipeline.run(batches))
