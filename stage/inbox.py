@@ -1,7 +1,7 @@
 """What the network threads hand to the one thread that serves a device. They only sort and enqueue.
 
 Bounded whatever arrives: the newest plan replaces one that was not read yet, batches are held back
-by the receive maximum, and where a broker exceeds that (Mosquitto 2.0.11 does) by a number.
+by the receive maximum, and where a broker exceeds that (Mosquitto 2.0.11 does) by the window and a number.
 """
 
 import queue
@@ -17,8 +17,8 @@ from stage.counters import StageCounters
 from stage.runner import now_us
 
 MAX_WAITING = 256
-"""Batches and statuses not begun: more than the largest window (client/settings.py). Mosquitto 2.0.11
-forgets the receive maximum after the first acknowledgement (measured: 67 of 100 messages were out
+"""Batches and statuses not begun: more than the largest window (client/settings.py). Mosquitto
+2.0.11 forgets the receive maximum after the first acknowledgement (measured: 67 of 100 messages out
 where 3 were allowed; its #2306, fixed in 2.0.13): there, only the window and this number hold."""
 
 Hear = Callable[[Delivery], None]
