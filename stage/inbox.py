@@ -1,7 +1,8 @@
 """What the network threads hand to the one thread that serves a device. They only sort and enqueue.
 
-Bounded whatever arrives: the newest plan replaces one that was not read yet, batches are held back
-by the receive maximum, and where a broker exceeds that (Mosquitto 2.0.11 does) by the window and a number.
+Bounded whatever arrives: the newest plan replaces one that was not read yet; batches are held back
+by the receive maximum, and where a broker exceeds that (Mosquitto 2.0.11 does) by the window and a
+number.
 """
 
 import queue
