@@ -48,5 +48,7 @@ def check_nack(nack: Nack, ledger: Ledger) -> None:
         WireFormatError: the device is not on the route of the attempt that it refuses.
     """
     entry = ledger.find(nack.batch_id)
-    if entry is not None and nack.attempt == entry.attempt and nack.device not in entry.route:
+    if entry is None or not entry.is_at(nack.batch_id, nack.attempt):
+        return  # of an attempt that another has replaced: it counts nowhere
+    if nack.device not in entry.route:
         raise WireFormatError(f"{nack.device} is not on the route of batch {nack.batch_id}")

@@ -13,12 +13,14 @@ class Batch:
     """What goes in: tensors with a leading batch dimension, and whose they are.
 
     ``names`` has one entry per image. So has ``labels``, class indices where they are known; it may
-    be empty when none is.
+    be empty when none is. ``positions``: which items of a source it is made of, half-open; None
+    where there is no source to read it from again.
     """
 
     tensors: Tensors
     names: tuple[str, ...]
     labels: tuple[int | None, ...] = ()
+    positions: tuple[int, int] | None = None
 
     @property
     def images(self) -> int:

@@ -72,17 +72,18 @@ class FeedWatch:
             raise PlanError("no plan yet; call open() first")
         return self._feed
 
-    def take_status(self, status: DeviceStatus) -> bool:
-        """Take a device's status in; whether a device that had batches was lost by it."""
+    def take_status(self, status: DeviceStatus) -> DeviceStatus | None:
+        """Take a device's status in; its previous one, if a device that had batches was lost."""
         previous = self._fleet.update(status)
         if self._feed is None:
-            return False
+            return None
         live = is_live(status, self._feed.plan)
         self._feed.router.set_live(status.device, live)
         restarted = previous is not None and previous.boot != status.boot
         if restarted:
             self._feed.router.forget(status.device)
-        return is_live(previous, self._feed.plan) and (restarted or not live)
+        was_lost = is_live(previous, self._feed.plan) and (restarted or not live)
+        return previous if was_lost else None
 
     def take_plan(self, plan: Plan, now: float) -> bool:
         """Take the published plan in; whether it replaces another one.

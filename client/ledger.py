@@ -3,19 +3,28 @@
     NEW -> SENT(attempt k, deadline) -> DONE | DEAD(reason)
 
 Times are seconds of whatever clock the caller uses; deadlines use the pipeline's active clock,
-which stands still while nothing can be delivered.
+which stands still while nothing can be delivered. What outlives the process is `record.py`'s.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from client.batch import Batch, DeathReason
 from contract.activation import BatchId
 from contract.metrics import Ledger as LedgerCounts
 
+Death = tuple[str, int]
+"""A start of a device that ended while it had a batch in hand: its name and its boot number."""
+
 
 @dataclass(slots=True)
 class Entry:
-    """One open batch."""
+    """One open batch.
+
+    ``earlier_strikes``: what was held against it when the client was started before.
+    """
 
     batch_id: BatchId
     batch: Batch
@@ -23,25 +32,93 @@ class Entry:
     attempt: int = -1  # none sent yet
     route: tuple[str, ...] = ()
     retry_at: float = 0.0
+    deadline_s: float = 0.0  # what the latest attempt was given
+    give_up_at: float = math.inf
     why: str = ""  # the reason of the next retry, when it is not the deadline
     refusals: list[str] = field(default_factory=list)
+    deaths: set[Death] = field(default_factory=set)
+    earlier_strikes: int = 0
+
+    @property
+    def strikes(self) -> int:
+        """How many attempts an engine has refused, or a device has not survived."""
+        return self.earlier_strikes + len(self.refusals) + len(self.deaths)
+
+    def is_at(self, batch_id: BatchId, attempt: int) -> bool:
+        """Whether this is the latest attempt, and not one of an earlier start or a replaced one."""
+        return (self.batch_id, self.attempt) == (batch_id, attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedBatch:
+    """An open batch that an earlier start has left. Its tensors are not read yet."""
+
+    seq: int
+    batch: Batch
+    attempt: int
+    strikes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What the earlier starts of a client have left behind.
+
+    ``ends``: for each earlier epoch, the number below which its batches are this ledger's. A number
+    that was given and not kept may stand for another batch now.
+    """
+
+    next_seq: int = 0
+    delivered: int = 0
+    dead: int = 0
+    open_batches: tuple[CarriedBatch, ...] = ()  # by ascending number
+    ends: Mapping[int, int] = MappingProxyType({})
+
+
+NOTHING_CARRIED = Carried()
 
 
 class Ledger:
-    """Every batch of one epoch. Open batches are held; ended ones are only counted."""
+    """Every batch of one client. Open batches are held; ended ones are only counted.
 
-    def __init__(self, epoch: int) -> None:
+    Batches that were carried over wait until they are admitted again, before any new one.
+    """
+
+    def __init__(self, epoch: int, carried: Carried = NOTHING_CARRIED, now: float = 0.0) -> None:
         self.epoch = epoch
-        self._open: dict[int, Entry] = {}
-        self._next_seq = 0
-        self._delivered = self._dead = self._retried = self._duplicates = 0
+        self._ends = carried.ends
+        self._next_seq = carried.next_seq
+        self._delivered, self._dead = carried.delivered, carried.dead
+        self._open = {
+            left.seq: Entry(
+                BatchId(epoch, left.seq),
+                left.batch,
+                now,
+                left.attempt,
+                retry_at=math.inf,
+                earlier_strikes=left.strikes,
+            )
+            for left in carried.open_batches
+        }
+        self._waiting = dict(self._open)
+        self._submitted = carried.delivered + carried.dead + len(self._open)
+        self._retried = self._duplicates = 0
 
     def submit(self, batch: Batch, now: float) -> Entry:
         """Take a batch in; it gets the next number."""
         entry = Entry(BatchId(self.epoch, self._next_seq), batch, now)
         self._open[self._next_seq] = entry
         self._next_seq += 1
+        self._submitted += 1
         return entry
+
+    def waiting(self) -> Entry | None:
+        """The oldest batch that was carried over and is not admitted yet."""
+        return next(iter(self._waiting.values()), None)
+
+    def admit(self, entry: Entry, batch: Batch, now: float) -> None:
+        """Put a batch that was carried over in flight again; ``batch`` is it with its tensors."""
+        del self._waiting[entry.batch_id.seq]
+        entry.batch, entry.submitted_at, entry.retry_at = batch, now, 0.0
 
     def sent(self, entry: Entry, route: tuple[str, ...], retry_at: float) -> None:
         """A (further) attempt went out by ``route``."""
@@ -52,11 +129,12 @@ class Ledger:
 
     def find(self, batch_id: BatchId) -> Entry | None:
         """The open batch of this id, or None when it has ended or is not ours."""
-        return self._open.get(batch_id.seq) if batch_id.epoch == self.epoch else None
+        return self._open.get(batch_id.seq) if self.knows(batch_id) else None
 
     def knows(self, batch_id: BatchId) -> bool:
-        """Whether a batch of this id was ever submitted here."""
-        return batch_id.epoch == self.epoch and batch_id.seq < self._next_seq
+        """Whether a batch of this id was ever submitted here, under whatever epoch."""
+        epoch, seq = batch_id
+        return seq < (self._next_seq if epoch == self.epoch else self._ends.get(epoch, 0))
 
     def deliver(self, batch_id: BatchId) -> Entry | None:
         """Count a result. None when the batch had one already: a duplicate, counted as such."""
@@ -64,23 +142,40 @@ class Ledger:
         if entry is None:
             self._duplicates += 1
             return None
-        del self._open[batch_id.seq]
+        self._close(entry)
         self._delivered += 1
         return entry
 
     def kill(self, entry: Entry, reason: DeathReason) -> DeathReason:
         """Give a batch up."""
-        del self._open[entry.batch_id.seq]
+        self._close(entry)
         self._dead += 1
         return reason
 
+    def accuse(self, batch_id: BatchId, attempt: int, death: Death) -> Entry | None:
+        """Hold a device's death against the batch that it had; None if that is another matter."""
+        entry = self.find(batch_id)
+        if entry is None or not entry.is_at(batch_id, attempt):
+            return None
+        entry.deaths.add(death)
+        return entry
+
+    def absolve(self, survivor: Death) -> None:
+        """A device that was taken for dead is back as the same start: it was only away."""
+        for entry in self._open.values():
+            entry.deaths.discard(survivor)
+
+    def _close(self, entry: Entry) -> None:
+        del self._open[entry.batch_id.seq]
+        self._waiting.pop(entry.batch_id.seq, None)
+
     def due(self, now: float) -> list[Entry]:
-        """Open batches whose attempt has had its time, oldest first."""
+        """Batches in flight whose attempt has had its time, oldest first."""
         return [entry for entry in self._open.values() if entry.retry_at <= now]
 
     def open_entries(self) -> list[Entry]:
-        """All open batches, oldest first."""
-        return list(self._open.values())
+        """All batches in flight, oldest first."""
+        return [e for seq, e in self._open.items() if seq not in self._waiting]
 
     @property
     def low(self) -> int:
@@ -94,20 +189,23 @@ class Ledger:
 
     @property
     def in_flight(self) -> int:
-        """How many batches are open."""
-        return len(self._open)
+        """How many batches are open, those apart that wait to be admitted again."""
+        return len(self._open) - len(self._waiting)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no batch is open."""
+        return not self._open
 
     def counts(self, finished: bool = False) -> LedgerCounts:
         """The ledger to show. After the end, a batch that is still open is lost."""
+        left = len(self._open)
         return LedgerCounts(
-            submitted=self._next_seq,
+            submitted=self._submitted,
             delivered=self._delivered,
-            in_flight=0 if finished else self.in_flight,
+            in_flight=0 if finished else left,
             retried=self._retried,
             duplicates_dropped=self._duplicates,
             dead=self._dead,
-            lost=self._next_seq
-            - self._delivered
-            - self._dead
-            - (0 if finished else self.in_flight),
+            lost=self._submitted - self._delivered - self._dead - (0 if finished else left),
         )

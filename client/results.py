@@ -68,7 +68,7 @@ def top_classes(logits: npt.NDArray[Any], top_k: int) -> tuple[tuple[int, float]
 def in_order(ended: Iterable[Ended]) -> Iterator[Ended]:
     """Batches in the order of their numbers; holds back what overtook an open one.
 
-    A pipeline bounds how many that can be (``client.pipeline.SPAN_IN_WINDOWS``).
+    A pipeline bounds how many that can be (``client.sending.SPAN_IN_WINDOWS``).
     """
     waiting: dict[int, Ended] = {}
     expected = 0

@@ -67,6 +67,10 @@ class Router:
             if self._outstanding[device] > 0:
                 self._outstanding[device] -= 1
 
+    def oldest(self, device: str) -> Attempt | None:
+        """What a device most likely computes now: devices take their inputs in order."""
+        return next((a for a, route in self._attempts.items() if device in route), None)
+
     def outstanding(self, device: str) -> int:
         """How many attempts a device has in hand."""
         return self._outstanding[device]

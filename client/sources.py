@@ -1,13 +1,14 @@
 """Where batches come from: picture files, a labelled dataset, a `.npy` file, or made-up numbers.
 
-A source is iterated once. It counts what it had to skip and says why, and never stops for one bad
-picture.
+A source can be read from any position. It counts what it had to skip and says why, and never stops
+for one bad picture.
 """
 
 import glob
+import hashlib
 import logging
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -26,20 +27,33 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Source:
-    """Items one by one, with the number expected and what was skipped so far."""
+    """Items one by one from any position on, with the number expected and what was skipped so far.
 
-    items: Iterable["Item"]
+    ``identity`` tells sources with other content apart, as far as a look at names and sizes can.
+    """
+
+    read: Callable[[int], Iterator["Item"]]
     total: int
+    identity: str
     skipped: list[str] = field(default_factory=list)
+
+    @property
+    def items(self) -> Iterator["Item"]:
+        """All of them."""
+        return self.read(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image or row: its name, its class index when known, and its tensor without batch."""
+    """One image or row: its name, its class index when known, its tensor without batch.
+
+    ``position`` is where it is in its source, those that cannot be read included.
+    """
 
     name: str
     label: int | None
     tensor: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+    position: int = 0
 
 
 class Dataset(Protocol):
@@ -102,21 +116,33 @@ def image_source(
     paths: Sequence[Path], root: Path, spec: ImageInput, labels: Sequence[str]
 ) -> Source:
     """Pictures; one that cannot be read is skipped and listed."""
-    source = Source((), len(paths))
+    names = [str(path.relative_to(root)) if root in path.parents else str(path) for path in paths]
+    skipped: list[str] = []
 
-    def read() -> Iterator[Item]:
-        for path in paths:
+    def read(first: int) -> Iterator[Item]:
+        for position in range(first, len(paths)):
+            path = paths[position]
             try:
                 pixels = read_image(path, spec)
             except SourceError as error:
                 log.info("skipped: %s", error)  # the command lists them at the end
-                source.skipped.append(str(error))
+                if str(error) not in skipped:
+                    skipped.append(str(error))
                 continue
-            name = str(path.relative_to(root)) if root in path.parents else str(path)
-            yield Item(name, _folder_label(path, root, labels), pixels)
+            yield Item(names[position], _folder_label(path, root, labels), pixels, position)
 
-    source.items = read()
-    return source
+    return Source(read, len(paths), _identity_of_files(paths, names), skipped)
+
+
+def _identity_of_files(paths: Sequence[Path], names: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for path, name in zip(paths, names, strict=True):
+        try:
+            size_bytes = path.stat().st_size
+        except OSError:  # it is skipped when its turn comes
+            size_bytes = -1
+        digest.update(f"{name}\0{size_bytes}\0".encode("utf-8", "surrogateescape"))
+    return f"{len(paths)} pictures, {digest.hexdigest()[:16]}"
 
 
 def _folder_label(path: Path, root: Path, labels: Sequence[str]) -> int | None:
@@ -132,12 +158,12 @@ def _folder_label(path: Path, root: Path, labels: Sequence[str]) -> int | None:
 def dataset_source(name: str, dataset: Dataset, spec: ImageInput) -> Source:
     """A dataset of (picture, class index), such as torchvision's CIFAR10."""
 
-    def read() -> Iterator[Item]:
-        for index in range(len(dataset)):
+    def read(first: int) -> Iterator[Item]:
+        for index in range(first, len(dataset)):
             image, label = dataset[index]
-            yield Item(f"{name}/{index}", label, prepare_image(image, spec))
+            yield Item(f"{name}/{index}", label, prepare_image(image, spec), index)
 
-    return Source(read(), len(dataset))
+    return Source(read, len(dataset), f"{len(dataset)} pictures of {name}")
 
 
 def numpy_source(path: Path, tensor: TensorSpec) -> Source:
@@ -155,10 +181,14 @@ def numpy_source(path: Path, tensor: TensorSpec) -> Source:
         raise SourceError(f"{path}: expected {tensor.describe()}, got an array without rows")
     if not tensor.fits(array):
         raise SourceError(f"{path}: expected {tensor.describe()}, got {array.dtype} {array.shape}")
-    return Source(
-        (Item(f"{path.name}[{i}]", None, np.asarray(row)) for i, row in enumerate(array)),
-        len(array),
-    )
+
+    def read(first: int) -> Iterator[Item]:
+        for index in range(first, len(array)):
+            yield Item(f"{path.name}[{index}]", None, np.asarray(array[index]), index)
+
+    # The ends of it: an array may be larger than what anybody wants to read twice.
+    digest = hashlib.sha256(array[0].tobytes() + array[-1].tobytes()).hexdigest()[:16]
+    return Source(read, len(array), f"{array.dtype} {array.shape} of {path.name}, {digest}")
 
 
 def dummy_source(count: str, tensor: TensorSpec, seed: int = 0) -> Source:
@@ -169,18 +199,18 @@ def dummy_source(count: str, tensor: TensorSpec, seed: int = 0) -> Source:
     """
     if not count.isascii() or not count.isdigit() or int(count) < 1:
         raise SourceError(f"dummy:{count}: expected dummy:N with N from 1, for example dummy:100")
-    generator = np.random.default_rng(seed)
     shape = [int(size) for size in tensor.shape[1:]]
 
-    def make() -> Iterator[Item]:
-        for index in range(int(count)):
+    def read(first: int) -> Iterator[Item]:
+        for index in range(first, int(count)):
+            generator = np.random.default_rng((seed, index))  # any of them without those before
             if tensor.dtype == "uint8":
                 row = generator.integers(0, 256, shape, dtype=np.uint8)
             else:
                 row = generator.standard_normal(shape).astype(tensor.dtype)
-            yield Item(f"dummy/{index}", None, row)
+            yield Item(f"dummy/{index}", None, row, index)
 
-    return Source(make(), int(count))
+    return Source(read, int(count), f"{count} made-up inputs")
 
 
 def batches(items: Iterable[Item], tensor_name: str, batch_size: int) -> Iterator[Batch]:
@@ -200,6 +230,7 @@ def _batch(group: Sequence[Item], tensor_name: str) -> Batch:
         tensors={tensor_name: np.stack([item.tensor for item in group])},
         names=tuple(item.name for item in group),
         labels=tuple(item.label for item in group),
+        positions=(group[0].position, group[-1].position + 1),
     )
 
 

@@ -11,9 +11,14 @@ from contract.metrics import Ledger
 
 
 class Summary(FrozenModel):
-    """The figures of one run; `shardline infer --json` prints it."""
+    """The figures of one run; `shardline infer --json` prints it.
+
+    ``resumed_images``: how many of the images earlier runs of the same journal have answered; the
+    rate is that of the others.
+    """
 
     images: int
+    resumed_images: int = 0
     skipped: int
     seconds: float
     images_per_s: float
@@ -45,7 +50,9 @@ class Tally:
                 self.labelled += 1
                 self.correct += row.is_correct
 
-    def summary(self, seconds: float, skipped: int, ledger: Ledger) -> Summary:
+    def summary(
+        self, seconds: float, skipped: int, ledger: Ledger, resumed_images: int = 0
+    ) -> Summary:
         """The figures so far."""
         p50, p95, p99 = (
             (round(float(p), 3) for p in np.percentile(self.latencies_ms, (50, 95, 99)))
@@ -54,9 +61,10 @@ class Tally:
         )
         return Summary(
             images=self.images,
+            resumed_images=resumed_images,
             skipped=skipped,
             seconds=round(seconds, 3),
-            images_per_s=round(self.images / seconds, 2) if seconds else 0.0,
+            images_per_s=round((self.images - resumed_images) / seconds, 2) if seconds else 0.0,
             latency_ms_p50=p50,
             latency_ms_p95=p95,
             latency_ms_p99=p99,

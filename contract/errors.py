@@ -22,8 +22,9 @@
     ├── DeliveryError                  8  a run ended with batches that have no result
     ├── WireFormatError                9  a message that cannot be accepted
     │   └── TensorMismatchError        9  well-formed, but not the tensors that the plan names
-    └── EnvironmentMissingError       10  something this machine lacks (a package, a program)
-        └── DeviceUnfitError          10  something is wrong with a device of the fleet
+    ├── EnvironmentMissingError       10  something this machine lacks (a package, a program)
+    │   └── DeviceUnfitError          10  something is wrong with a device of the fleet
+    └── JournalError                  11  a journal that cannot be read, written or gone on with
 
 Messages say where, what was expected, what came, and what to do about it.
 """
@@ -46,6 +47,7 @@ class ExitCode(IntEnum):
     DELIVERY = 8
     WIRE_FORMAT = 9
     ENVIRONMENT = 10
+    JOURNAL = 11
     INTERRUPTED = 130
 
 
@@ -189,3 +191,9 @@ class EnvironmentMissingError(ShardlineError):
 
 class DeviceUnfitError(EnvironmentMissingError):
     """Something is wrong with a device of the fleet; the findings were printed before."""
+
+
+class JournalError(ShardlineError):
+    """A journal that cannot be read, written, or gone on with; nothing of it was acknowledged."""
+
+    exit_code = ExitCode.JOURNAL

@@ -23,9 +23,17 @@ class NackReason(StrEnum):
     NO_SUBSCRIBER = "no_subscriber"
     PUBLISH_REFUSED = "publish_refused"
     ENGINE_FAILED = "engine_failed"
+    POISON = "poison"
 
 
-POISONOUS = frozenset({NackReason.ENGINE_FAILED, NackReason.INVALID, NackReason.PUBLISH_REFUSED})
+POISONOUS = frozenset(
+    {
+        NackReason.ENGINE_FAILED,
+        NackReason.INVALID,
+        NackReason.PUBLISH_REFUSED,
+        NackReason.POISON,
+    }
+)
 """Reasons that lie in the batch itself: after three of them it is declared dead."""
 
 

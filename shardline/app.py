@@ -8,6 +8,7 @@ from shardline.commands import (
     deploy,
     doctor,
     infer,
+    journal,
     plan,
     profile,
     publish,
@@ -27,3 +28,4 @@ app = typer.Typer(
 for command in (demo, plan, profile, show, publish, verify, stage, infer, broker, doctor):
     app.command(name=command.__name__.rpartition(".")[2])(command.run)
 app.add_typer(deploy.app, name="deploy")
+app.add_typer(journal.app, name="journal")

@@ -105,6 +105,20 @@ def open_any_source(text: str, feeder: Feeder) -> Source:
     return open_source(text, feeder.input, feeder.tensor, feeder.labels)
 
 
+def batch_size_of(feeder: Feeder, batch: int | None) -> int:
+    """Images in a batch: those asked for, or as many as the plan takes.
+
+    Raises:
+        SettingsError: more than the plan was made for.
+    """
+    if batch is not None and batch > feeder.batch_size:
+        raise SettingsError(
+            f"--batch {batch}: this plan was made for at most {feeder.batch_size}; plan it again "
+            f"with --batch {batch}"
+        )
+    return batch or feeder.batch_size
+
+
 def run_inference(
     feeder: Feeder, text: str, batch: int | None, out_path: Path | None, top_k: int, as_json: bool
 ) -> Summary:
@@ -115,12 +129,7 @@ def run_inference(
         DeliveryError: some batch has no result; the summary is printed before.
     """
     source = open_any_source(text, feeder)
-    size = min(batch or feeder.batch_size, feeder.batch_size)
-    if batch is not None and batch > feeder.batch_size:
-        raise SettingsError(
-            f"--batch {batch}: this plan was made for at most {feeder.batch_size}; plan it again "
-            f"with --batch {batch}"
-        )
+    size = batch_size_of(feeder, batch)
     with ExitStack() as stack:
         writer = _open_writer(out_path, feeder.labels, top_k, stack)
         tally = Tally()
@@ -130,11 +139,29 @@ def run_inference(
             kept = "" if out_path is None else f"; their rows are in {out_path}"
             err.print(f"interrupted: {tally.images} images are done{kept}", markup=False)
             raise
+    conclude(summary, tally.dead, source, text, out_path, as_json)
+    return summary
+
+
+def conclude(
+    summary: Summary,
+    dead: Sequence[DeadBatch],
+    source: Source,
+    text: str,
+    out_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Tell what a run amounts to.
+
+    Raises:
+        SourceError: nothing of the source could be read.
+        DeliveryError: some batch has no result.
+    """
     for detail in source.skipped:
         err.print(f"skipped: {detail}", markup=False, soft_wrap=True)
-    for death in tally.dead:
-        text = f"no result: batch {death.batch_id}: {death.reason}: {death.detail}"
-        err.print(text, markup=False, soft_wrap=True)
+    for death in dead:
+        told = f"no result: batch {death.batch_id}: {death.reason}: {death.detail}"
+        err.print(told, markup=False, soft_wrap=True)
     if as_json:
         print_json(summary.model_dump(mode="json"))
     elif str(out_path) != "-":
@@ -145,7 +172,6 @@ def run_inference(
         raise DeliveryError(
             f"{summary.ledger.dead} batches were given up and {summary.ledger.lost} are lost"
         )
-    return summary
 
 
 def _consume(
@@ -204,8 +230,11 @@ def summary_table(summary: Summary) -> Table:
     """A run's figures for people."""
     table = Table(show_header=False, box=None)
     skipped = f", {summary.skipped} skipped" if summary.skipped else ""
-    table.add_row("images", f"{summary.images:,} in {summary.seconds:.2f} s{skipped}")
-    table.add_row("throughput", f"{summary.images_per_s:,.1f} images/s")
+    now = summary.images - summary.resumed_images
+    resumed = f" ({summary.resumed_images:,} by earlier runs)" if summary.resumed_images else ""
+    table.add_row("images", f"{summary.images:,}{resumed} in {summary.seconds:.2f} s{skipped}")
+    if now:
+        table.add_row("throughput", f"{summary.images_per_s:,.1f} images/s")
     if summary.latency_ms_p50 is not None:
         table.add_row(
             "batch latency",

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from broker.memory import MemoryBroker
+from client.journal import Journal
 from client.pipeline import Pipeline
 from client.settings import ClientSettings, random_client_name
 from contract.plan import Plan
@@ -17,7 +18,13 @@ CLUSTER = "local"
 
 @contextmanager
 def local_pipeline(
-    plan: Plan, folder: Path, *, engine: str, threads: int, window: int | None
+    plan: Plan,
+    folder: Path,
+    *,
+    engine: str,
+    threads: int,
+    window: int | None,
+    journal: Journal | None = None,
 ) -> Iterator[Pipeline]:
     """An open pipeline whose devices are threads, one for each stage.
 
@@ -42,8 +49,9 @@ def local_pipeline(
     try:
         with Publisher(broker.connect, CLUSTER, "planner") as publisher:
             publisher.publish(placed)
-        settings = ClientSettings(name=random_client_name(), cluster=CLUSTER, window=window)
-        with Pipeline(settings, broker.connect) as pipeline:
+        name = random_client_name() if journal is None else journal.client_name()
+        settings = ClientSettings(name=name, cluster=CLUSTER, window=window)
+        with Pipeline(settings, broker.connect, journal=journal) as pipeline:
             pipeline.open()
             yield pipeline
     finally:

@@ -63,6 +63,7 @@ Window = Annotated[
     int | None,
     option("--window", "Batches in flight; default: as many as the plan needs.", min=1),
 ]
+TopK = Annotated[int, option("--top-k", "Classes listed for each image.", min=1)]
 
 # A model and how to import it: the same for `plan`, `demo` and `infer --whole`.
 Weights = Annotated[

@@ -1,12 +1,15 @@
 """`shardline infer`: inputs in, labelled results out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardline import options
 from shardline.options import option
+
+if TYPE_CHECKING:
+    from client.journal import Journal
 
 
 def run(
@@ -22,6 +25,18 @@ def run(
             "--out", "Write one row an image: .jsonl, .csv, or - for stdout.", variable="RESULTS"
         ),
     ] = None,
+    journal: Annotated[
+        Path | None,
+        option(
+            "--journal", "Write the run down here; the same command again goes on where it was."
+        ),
+    ] = None,
+    journal_sync: Annotated[
+        str,
+        option(
+            "--journal-sync", "normal survives this process's death; full a power cut at any time."
+        ),
+    ] = "normal",
     local: Annotated[
         Path | None,
         option("--local", "Run this plan's stages in threads here, without a broker."),
@@ -33,7 +48,7 @@ def run(
         int | None, option("--batch", "Images in a batch; default: what the plan says.", min=1)
     ] = None,
     window: options.Window = None,
-    top_k: Annotated[int, option("--top-k", "Classes listed for each image.", min=1)] = 5,
+    top_k: options.TopK = 5,
     batch_timeout: Annotated[
         float | None,
         option(
@@ -70,14 +85,23 @@ def run(
     from contract.plan import load_plan
     from shardline.connecting import connect_to
     from shardline.console import set_up_logging
-    from shardline.inference import Feeder, PipelineFeeder, run_inference
+    from shardline.inference import PipelineFeeder, run_inference
     from stage.cores import available_cores
 
     set_up_logging(verbose)
     if local is not None and whole is not None:
         raise SettingsError("--local and --whole: choose one")
+    if journal is not None and whole is not None:
+        raise SettingsError("--journal and --whole: a whole model here sends nothing; choose one")
     with ExitStack() as stack:
-        feeder: Feeder
+        written = None if journal is None else stack.enter_context(_open(journal, journal_sync))
+        if written is not None:
+            from shardline.journalled import JournalledRun
+
+            journalled = JournalledRun(written, source, batch, out, top_k, as_json)
+            if journalled.is_finished():
+                journalled.show_finished()
+                return
         if whole is not None:
             from shardline.importing import import_options
             from shardline.whole import WholeFeeder
@@ -85,32 +109,47 @@ def run(
             chosen = import_options(
                 weights, seed, num_classes, input_size, model_arg, mean, std, preprocess
             )
-            feeder = WholeFeeder(whole, chosen, threads or available_cores(), batch or 1)
-        elif local is not None:
+            whole_feeder = WholeFeeder(whole, chosen, threads or available_cores(), batch or 1)
+            run_inference(whole_feeder, source, batch, out, top_k, as_json)
+            return
+        if local is not None:
             from shardline.local import local_pipeline
 
             plan = load_plan(local)
-            feeder = PipelineFeeder(
-                stack.enter_context(
-                    local_pipeline(
-                        plan,
-                        local if local.is_dir() else local.parent,
-                        engine=engine,
-                        threads=threads or available_cores(),
-                        window=window,
-                    )
+            pipeline = stack.enter_context(
+                local_pipeline(
+                    plan,
+                    local if local.is_dir() else local.parent,
+                    engine=engine,
+                    threads=threads or available_cores(),
+                    window=window,
+                    journal=written,
                 )
             )
         else:
+            name = username or random_client_name()
             settings = ClientSettings(
-                name=username or random_client_name(),
+                name=name if written is None else written.client_name(username),
                 cluster=cluster,
                 window=window,
                 ready_timeout_s=ready_timeout,
                 batch_timeout_s=batch_timeout,
             )
             connect = connect_to(broker, username, password_file)
-            pipeline = stack.enter_context(Pipeline(settings, connect, elsewhere=connect.elsewhere))
+            pipeline = stack.enter_context(
+                Pipeline(settings, connect, elsewhere=connect.elsewhere, journal=written)
+            )
             pipeline.open()
-            feeder = PipelineFeeder(pipeline)
-        run_inference(feeder, source, batch, out, top_k, as_json)
+        if written is None:
+            run_inference(PipelineFeeder(pipeline), source, batch, out, top_k, as_json)
+        else:
+            journalled.run(pipeline)
+
+
+def _open(path: Path, synchronous: str) -> "Journal":
+    from client.journal import Journal
+    from contract.errors import SettingsError
+
+    if synchronous not in ("normal", "full"):
+        raise SettingsError(f"--journal-sync {synchronous!r}: expected normal or full")
+    return Journal(path, "full" if synchronous == "full" else "normal")

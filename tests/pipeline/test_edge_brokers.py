@@ -94,9 +94,9 @@ def test_the_client_names_the_edge_whose_broker_is_away(
                 own.kill()
                 eventually(pipeline.waiting_for, "the client has noticed")
                 assert pipeline.waiting_for() == "the broker of edge 1 is away"
-                assert not pipeline._can_send()
+                assert not pipeline._sender.can_send()
                 own.start()
-                eventually(pipeline._can_send, "it goes on")
+                eventually(pipeline._sender.can_send, "it goes on")
                 Run(pipeline, make_batches(20)).go().keeps_the_promise()
         finally:
             site.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from client import pipeline as client_pipeline
+from client import sending as client_sending
 from client.feed import FeedWatch
 from client.router import Router
 from contract.activation import BatchId
@@ -171,7 +171,7 @@ def test_the_default_window_and_the_span_are_the_clients(tmp_path: Path) -> None
     watch.take_plan(plan, now=0.0)
     stages = [StageChoice(k, k + 1, tuple(names)) for k, names in enumerate(("ab", "c", "d"))]
     assert watch.feed.window == default_window(stages) == 8
-    assert client_pipeline.SPAN_IN_WINDOWS == SPAN_IN_WINDOWS
+    assert client_sending.SPAN_IN_WINDOWS == SPAN_IN_WINDOWS
 
 
 def test_the_newest_batch_stays_within_the_span_of_the_oldest() -> None:

@@ -1,0 +1,118 @@
+"""What a result, a refusal or a device's status means for a batch: it ends, or is sent again.
+
+Who may say so is checked in `acceptance.py`; what has ended waits in `record.py` for its commit.
+"""
+
+import time
+
+from broker.reporter import EventReporter
+from client.acceptance import accept_result, check_nack
+from client.batch import BatchResult, DeadBatch, DeathReason, NobodyThere
+from client.feed import FeedWatch
+from client.ledger import Entry, Ledger
+from client.record import Record, Settling
+from client.retry import MAX_REFUSALS
+from client.sending import Sender
+from contract.nack import POISONOUS, Nack
+from contract.status import DeviceState, DeviceStatus, EventKind
+
+
+class Receiver:
+    """What of a pipeline receives. Owned by the pipeline's thread."""
+
+    def __init__(
+        self,
+        client: str,
+        watch: FeedWatch,
+        ledger: Ledger,
+        record: Record,
+        settling: Settling,
+        sender: Sender,
+        reporter: EventReporter,
+    ) -> None:
+        self._client, self._watch, self._ledger = client, watch, ledger
+        self._record, self._settling = record, settling
+        self._sender, self._reporter = sender, reporter
+
+    def on_result(self, payload: bytes, sender: str | None) -> None:
+        """A result: the first one of a batch ends it.
+
+        Raises:
+            WireFormatError: it is not acceptable.
+        """
+        feed = self._watch.feed
+        header, outputs = accept_result(payload, sender, self._client, feed, self._ledger)
+        feed.router.end((header.batch_id, header.attempt))
+        entry = self._ledger.deliver(header.batch_id)
+        if entry is None:
+            return
+        now = time.monotonic()
+        feed.budget.earn(now, delivered=1)
+        result = BatchResult(
+            batch_id=header.batch_id,
+            batch=entry.batch,
+            outputs=outputs,
+            latency_ms=(now - entry.submitted_at) * 1000,
+            attempt=header.attempt,
+            hops=header.trace,
+            route=header.route,
+        )
+        feed.meter.add(result)
+        self._record.done(entry, payload, result.latency_ms)
+        self._settling.end(result)
+
+    def on_nack(self, nack: Nack) -> None:
+        """A refusal: the batch is sent again, unless the fault lies in it once too often.
+
+        Raises:
+            WireFormatError: it is not acceptable.
+        """
+        check_nack(nack, self._ledger)
+        entry = self._ledger.find(nack.batch_id)
+        self._watch.feed.router.end((nack.batch_id, nack.attempt))
+        if entry is None or not entry.is_at(nack.batch_id, nack.attempt):
+            return  # a late refusal of an attempt that another has replaced
+        detail = f"{nack.device} refused it ({nack.reason}): {nack.detail}"
+        if nack.reason in POISONOUS:
+            entry.refusals.append(detail)
+            if self._is_poison(entry, detail):
+                return
+        self._sender.send_again_later(entry, detail)
+
+    def on_nobody_there(self, what: NobodyThere) -> None:
+        """A hint that the first device is gone; its will may still be on the way."""
+        entry = self._ledger.find(what.batch_id)
+        if entry is not None and entry.is_at(what.batch_id, what.attempt):
+            self._watch.feed.router.end((what.batch_id, what.attempt))
+            self._sender.send_again_later(entry, f"nobody listens as {entry.route[0]}")
+
+    def on_status(self, status: DeviceStatus) -> None:
+        """A device came, changed or went. What a lost one had goes another way at once."""
+        device = status.device
+        in_hand = self._watch.feed.router.oldest(device) if self._watch.is_known else None
+        if status.state is DeviceState.ONLINE:
+            self._ledger.absolve((device, status.boot))
+        lost = self._watch.take_status(status)
+        if lost is None:
+            return
+        self._reporter.report(EventKind.DEVICE_LOST, f"device {device}: {status.state}")
+        died = status.state is DeviceState.OFFLINE or status.boot != lost.boot
+        if died and in_hand is not None:
+            entry = self._ledger.accuse(*in_hand, (device, lost.boot))
+            if entry is not None:
+                self._is_poison(entry, f"{device} was lost while it had this batch in hand")
+        self._sender.send_again_now(f"{device} was lost", device)
+
+    def _is_poison(self, entry: Entry, detail: str) -> bool:
+        """Give a batch up that engines have refused, or devices not survived, too often."""
+        if entry.strikes < MAX_REFUSALS:
+            return False
+        self.give_up(entry, DeathReason.POISON, detail)
+        return True
+
+    def give_up(self, entry: Entry, reason: DeathReason, detail: str) -> None:
+        """Declare a batch dead."""
+        self._ledger.kill(entry, reason)
+        self._record.dead(entry, reason, detail)
+        self._settling.end(DeadBatch(entry.batch_id, entry.batch, reason, detail))
+        self._reporter.report(EventKind.BATCH_DEAD, f"batch {entry.batch_id}: {reason}: {detail}")
