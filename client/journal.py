@@ -55,13 +55,17 @@ class Journal:
         """
         self.path = path
         self._lock = JournalLock(path)
+        self._synchronous = synchronous
         try:
             self.database = connect_to_write(path, synchronous.upper())
-            self._synchronous = synchronous
+        except BaseException:
+            self._lock.release()
+            raise
+        try:
             with naming_the_file(path, "cannot be read"):
                 self.subject = read_subject(self.database, path)
         except BaseException:
-            self._lock.release()
+            self.close()
             raise
         self.start = self._first_new = 0
         self._new: list[tuple[object, ...]] = []

@@ -82,11 +82,12 @@ def check_source(subject: Subject, text: str, identity: str, path: Path) -> None
     """
     if subject.source_identity in (None, identity):
         return
-    if not subject.source_identity:
-        raise JournalError(
-            f"journal {path}: was written by a program, not by `shardline infer`; name another file"
-        )
     raise JournalError(
-        f"journal {path}: is of source {subject.source} ({subject.source_identity}), but {text} "
-        f"is {identity}; name the same source with the same content, or another journal file"
+        f"journal {path}: is of {_described(subject.source, subject.source_identity)}, not of "
+        f"{_described(text, identity)}; name the same source with the same content, or another "
+        "journal file"
     )
+
+
+def _described(text: str | None, identity: str | None) -> str:
+    return f"source {text} ({identity})" if identity else "batches that a program hands over"

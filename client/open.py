@@ -48,6 +48,8 @@ def open_pipeline(
             ready_timeout_s=ready_timeout_s,
         )
         connect = Connector(parse_address(broker, username, password))
+        if written is not None:
+            written.take_source("", "")  # its batches are not to be had from a source
         pipeline = Pipeline(settings, connect, elsewhere=connect.elsewhere, journal=written)
     except BaseException:
         if written is not None:

@@ -51,14 +51,17 @@ class JournalledRun:
             check_result_name(self.out_path)
 
     def is_finished(self) -> bool:
-        """Whether there is nothing left to send.
+        """Whether there is nothing left to send. Refuses another source before anybody waits.
 
         Raises:
             JournalError: the journal is of another source.
             SourceError: the source is not there any more.
         """
         with JournalReader(self.journal.path) as reader:
-            return reader.is_finished and self._source_of(reader) is not None
+            if reader.subject.source_identity is None or reader.subject.tensor is None:
+                return False
+            self._source_of(reader)
+            return reader.is_finished
 
     def _source_of(self, reader: JournalReader) -> Source:
         """The source, opened as the journal's model needs it, which must be the journal's."""

@@ -417,7 +417,7 @@ def options() -> list[tuple[str, Any]]:
 def test_every_command_of_the_design_is_there() -> None:
     assert set(commands()) == {
         *("demo", "plan", "profile", "show", "publish", "verify", "stage", "infer", "broker"),
-        *("doctor", "deploy"),
+        *("doctor", "deploy", "journal"),
     }
 
 
