@@ -15,8 +15,6 @@ from client.batch import Batch, DeathReason
 from contract.activation import BatchId
 from contract.metrics import Ledger as LedgerCounts
 
-Death = tuple[str, int]
-"""A start of a device that ended while it had a batch in hand: its name and its boot number."""
 
 
 @dataclass(slots=True)
@@ -36,13 +34,13 @@ class Entry:
     give_up_at: float = math.inf
     why: str = ""  # the reason of the next retry, when it is not the deadline
     refusals: list[str] = field(default_factory=list)
-    deaths: set[Death] = field(default_factory=set)
+    deaths: int = 0
     earlier_strikes: int = 0
 
     @property
     def strikes(self) -> int:
         """How many attempts an engine has refused, or a device has not survived."""
-        return self.earlier_strikes + len(self.refusals) + len(self.deaths)
+        return self.earlier_strikes + len(self.refusals) + self.deaths
 
     def is_at(self, batch_id: BatchId, attempt: int) -> bool:
         """Whether this is the latest attempt, and not one of an earlier start or a replaced one."""
@@ -151,19 +149,6 @@ class Ledger:
         self._close(entry)
         self._dead += 1
         return reason
-
-    def accuse(self, batch_id: BatchId, attempt: int, death: Death) -> Entry | None:
-        """Hold a device's death against the batch that it had; None if that is another matter."""
-        entry = self.find(batch_id)
-        if entry is None or not entry.is_at(batch_id, attempt):
-            return None
-        entry.deaths.add(death)
-        return entry
-
-    def absolve(self, survivor: Death) -> None:
-        """A device that was taken for dead is back as the same start: it was only away."""
-        for entry in self._open.values():
-            entry.deaths.discard(survivor)
 
     def _close(self, entry: Entry) -> None:
         del self._open[entry.batch_id.seq]

@@ -8,6 +8,7 @@ import time
 from broker.reporter import EventReporter
 from client.acceptance import accept_result, check_nack
 from client.batch import BatchResult, DeadBatch, DeathReason, NobodyThere
+from client.deaths import Deaths
 from client.feed import FeedWatch
 from client.ledger import Entry, Ledger
 from client.record import Record, Settling
@@ -33,6 +34,7 @@ class Receiver:
         self._client, self._watch, self._ledger = client, watch, ledger
         self._record, self._settling = record, settling
         self._sender, self._reporter = sender, reporter
+        self._deaths = Deaths(ledger)
 
     def on_result(self, payload: bytes, sender: str | None) -> None:
         """A result: the first one of a batch ends it.
@@ -89,19 +91,18 @@ class Receiver:
     def on_status(self, status: DeviceStatus) -> None:
         """A device came, changed or went. What a lost one had goes another way at once."""
         device = status.device
-        in_hand = self._watch.feed.router.oldest(device) if self._watch.is_known else None
-        if status.state is DeviceState.ONLINE:
-            self._ledger.absolve((device, status.boot))
+        in_hand = self._watch.feed.router.in_hand(device) if self._watch.is_known else []
+        is_online = status.state is DeviceState.ONLINE
+        accused = self._deaths.back(device, status.boot) if is_online else []
         lost = self._watch.take_status(status)
-        if lost is None:
-            return
-        self._reporter.report(EventKind.DEVICE_LOST, f"device {device}: {status.state}")
-        died = status.state is DeviceState.OFFLINE or status.boot != lost.boot
-        if died and in_hand is not None:
-            entry = self._ledger.accuse(*in_hand, (device, lost.boot))
-            if entry is not None:
-                self._is_poison(entry, f"{device} was lost while it had this batch in hand")
-        self._sender.send_again_now(f"{device} was lost", device)
+        if lost is not None:
+            if status.state is DeviceState.OFFLINE or status.boot != lost.boot:
+                accused += self._deaths.lost((device, lost.boot), in_hand)
+            self._reporter.report(EventKind.DEVICE_LOST, f"device {device}: {status.state}")
+            self._sender.send_again_now(f"{device} was lost", device)
+        for entry in accused:
+            if self._ledger.find(entry.batch_id) is entry:  # two deaths may accuse one batch
+                self._is_poison(entry, "devices that had this batch in hand have died")
 
     def _is_poison(self, entry: Entry, detail: str) -> bool:
         """Give a batch up that engines have refused, or devices not survived, too often."""

@@ -32,7 +32,7 @@ class Router:
 
     def forget(self, device: str) -> None:
         """A device has lost what it had in hand: attempts through it will not end anywhere."""
-        for attempt in [a for a, route in self._attempts.items() if device in route]:
+        for attempt in self.in_hand(device):
             self.end(attempt)
 
     def missing_stages(self) -> list[int]:
@@ -67,9 +67,9 @@ class Router:
             if self._outstanding[device] > 0:
                 self._outstanding[device] -= 1
 
-    def oldest(self, device: str) -> Attempt | None:
-        """What a device most likely computes now: devices take their inputs in order."""
-        return next((a for a, route in self._attempts.items() if device in route), None)
+    def in_hand(self, device: str) -> list[Attempt]:
+        """The attempts that are under way through a device, oldest first."""
+        return [a for a, route in self._attempts.items() if device in route]
 
     def outstanding(self, device: str) -> int:
         """How many attempts a device has in hand."""
