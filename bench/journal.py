@@ -66,7 +66,13 @@ def start_identity(folder: Path, broker: EmbeddedBroker, size_bytes: int, stack:
 
 
 def measure(
-    name: str, rounds: int, seconds: float, synchronous: Synchronous, *, positions: bool, plans: Path
+    name: str,
+    rounds: int,
+    seconds: float,
+    synchronous: Synchronous,
+    *,
+    positions: bool,
+    plans: Path,
 ) -> dict[str, object]:
     """One row: ``name`` is a number of kilobytes or a model."""
     with ExitStack() as stack:
@@ -82,9 +88,7 @@ def measure(
             publisher.publish(plan)
             publisher.wait_until_ready(plan, 60, lambda _step, _fraction: None)
         journal = Journal(folder / "bench.journal", synchronous)
-        written = Pipeline(
-            ClientSettings(journal.client_name()), connect, journal=journal
-        )
+        written = Pipeline(ClientSettings(journal.client_name()), connect, journal=journal)
         bare = Pipeline(ClientSettings("bench"), connect)
         pipelines = [(stack.enter_context(bare), False), (stack.enter_context(written), positions)]
         (spec,) = plan.stages[0].inputs

@@ -16,7 +16,6 @@ from client.batch import Batch, DeathReason
 from client.journal_lock import JournalLock
 from client.journal_schema import connect_to_write, naming_the_file, transaction
 from client.journal_subject import (
-    Subject,
     check_model,
     check_source,
     read_subject,
@@ -159,8 +158,8 @@ class Journal:
             "WHERE state IN ('new', 'sent') ORDER BY seq"
         )
         left = tuple(
-            CarriedBatch(seq, Batch({}, *_images(names, labels), _positions(first, end)), k, strikes)
-            for seq, k, strikes, names, labels, first, end in rows
+            CarriedBatch(seq, _batch(names, labels, first, end), attempt, strikes)
+            for seq, attempt, strikes, names, labels, first, end in rows
         )
         counts = dict(
             self.database.execute(
@@ -279,8 +278,8 @@ class Journal:
     def _write(self) -> None:
         write = self.database.executemany
         write(
-            "INSERT INTO batches (seq, born, place, state, attempt, deadline_s, strikes, names, labels, "
-            "images, first, end) VALUES (?, ?, ?, 'sent', ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO batches (seq, born, place, state, attempt, deadline_s, strikes, names, "
+            "labels, images, first, end) VALUES (?, ?, ?, 'sent', ?, ?, ?, ?, ?, ?, ?, ?)",
             self._new,
         )
         write("INSERT INTO inputs VALUES (?, ?)", self._inputs)
@@ -304,9 +303,7 @@ class Journal:
         self._lock.release()
 
 
-def _images(names: str, labels: str) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
-    return tuple(json.loads(names)), tuple(json.loads(labels))
-
-
-def _positions(first: int | None, end: int | None) -> tuple[int, int] | None:
-    return None if first is None or end is None else (first, end)
+def _batch(names: str, labels: str, first: int | None, end: int | None) -> Batch:
+    """A batch as the file has it: without its tensors."""
+    positions = None if first is None or end is None else (first, end)
+    return Batch({}, tuple(json.loads(names)), tuple(json.loads(labels)), positions)

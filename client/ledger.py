@@ -9,12 +9,10 @@ which stands still while nothing can be delivered. What outlives the process is 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from client.batch import Batch, DeathReason
 from contract.activation import BatchId
 from contract.metrics import Ledger as LedgerCounts
-
 
 
 @dataclass(slots=True)
@@ -69,7 +67,7 @@ class Carried:
     delivered: int = 0
     dead: int = 0
     open_batches: tuple[CarriedBatch, ...] = ()  # by ascending number
-    ends: Mapping[int, int] = MappingProxyType({})
+    ends: Mapping[int, int] = field(default_factory=dict)
 
 
 NOTHING_CARRIED = Carried()

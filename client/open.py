@@ -42,7 +42,9 @@ def open_pipeline(
     try:
         wanted = name or username
         settings = ClientSettings(
-            name=(wanted or random_client_name()) if written is None else written.client_name(wanted),
+            name=(wanted or random_client_name())
+            if written is None
+            else written.client_name(wanted),
             cluster=cluster,
             window=window,
             ready_timeout_s=ready_timeout_s,

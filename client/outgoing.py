@@ -26,7 +26,9 @@ def check_input(plan: Plan, batch: Batch) -> None:
         )
 
 
-def first_message(entry: Entry, plan: Plan, client: str, cluster: str, low: int) -> tuple[str, bytes]:
+def first_message(
+    entry: Entry, plan: Plan, client: str, cluster: str, low: int
+) -> tuple[str, bytes]:
     """Topic and payload of a batch's latest attempt. ``low``: the low-watermark of its epoch."""
     header = Header(
         plan_id=plan.plan_id,

@@ -18,8 +18,8 @@ from client.feed import FeedWatch
 from client.inbox import Heard, Inbox
 from client.journal import Journal
 from client.ledger import Ledger
-from client.record import NoRecord, Record, Settling
 from client.receiving import Receiver
+from client.record import NoRecord, Record, Settling
 from client.sending import Reread, Sender
 from client.settings import ClientSettings
 from contract import topics

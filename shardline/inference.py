@@ -24,8 +24,8 @@ from shardline.console import err, out, print_json, progress_bar
 READ_AHEAD_BATCHES = 4
 
 
-class Feeder(Protocol):
-    """Whatever answers batches: a pipeline, or a whole model in this process."""
+class Taker(Protocol):
+    """What a source needs to know of a model."""
 
     @property
     def input(self) -> ImageInput | TensorInput:
@@ -41,6 +41,10 @@ class Feeder(Protocol):
     def labels(self) -> Sequence[str]:
         """The names of the classes, where the model has names."""
         ...
+
+
+class Feeder(Taker, Protocol):
+    """Whatever answers batches: a pipeline, or a whole model in this process."""
 
     @property
     def batch_size(self) -> int:
@@ -92,7 +96,7 @@ class PipelineFeeder:
         self._pipeline.on_metrics = lambda _metrics: call()
 
 
-def open_any_source(text: str, feeder: Feeder) -> Source:
+def open_any_source(text: str, taker: Taker) -> Source:
     """The source that ``text`` names, datasets included.
 
     Raises:
@@ -101,8 +105,8 @@ def open_any_source(text: str, feeder: Feeder) -> Source:
     if text == "cifar10" or text.startswith("cifar10:"):
         from shardline.datasets import cifar10_source
 
-        return cifar10_source(text, feeder.input)
-    return open_source(text, feeder.input, feeder.tensor, feeder.labels)
+        return cifar10_source(text, taker.input)
+    return open_source(text, taker.input, taker.tensor, taker.labels)
 
 
 def batch_size_of(feeder: Feeder, batch: int | None) -> int:

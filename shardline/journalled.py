@@ -163,7 +163,7 @@ class JournalledRun:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What a source needs to know of a model."""
+    """A :class:`shardline.inference.Taker` of which no more is known."""
 
     input: ImageInput | TensorInput
     tensor: TensorSpec

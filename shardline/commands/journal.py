@@ -11,9 +11,7 @@ from shardline.options import option
 if TYPE_CHECKING:
     from client.journal_reader import JournalReader
 
-app = typer.Typer(
-    help="What a run with `infer --journal` has written down.", no_args_is_help=True
-)
+app = typer.Typer(help="What a run with `infer --journal` has written down.", no_args_is_help=True)
 
 JournalFile = Annotated[Path, typer.Argument(help="The file that `infer --journal` wrote.")]
 

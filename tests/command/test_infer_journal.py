@@ -159,9 +159,7 @@ AckToken.use = use_and_die
 """
 
 
-@pytest.mark.parametrize(
-    "code", [DIE_AFTER_COMMIT, DIE_BEFORE_COMMIT, DIE_AT_AN_ACKNOWLEDGEMENT]
-)
+@pytest.mark.parametrize("code", [DIE_AFTER_COMMIT, DIE_BEFORE_COMMIT, DIE_AT_AN_ACKNOWLEDGEMENT])
 def test_a_death_at_each_side_of_the_commit_loses_and_doubles_nothing(
     fleet: Fleet, array: np.ndarray, code: str
 ) -> None:
@@ -211,9 +209,7 @@ def test_another_source_or_content_is_refused(
     refused(local("rows.npy"), "3200", "3199")
 
 
-def test_a_journal_that_is_in_use_is_refused(
-    local: Callable[..., object], tmp_path: Path
-) -> None:
+def test_a_journal_that_is_in_use_is_refused(local: Callable[..., object], tmp_path: Path) -> None:
     with Journal(tmp_path / "j"):
         refused(local("dummy:5"), "another process is using it")
 

@@ -20,7 +20,6 @@ from contract.activation import Activation, BatchId
 from contract.errors import JournalError
 from contract.plan import Plan
 from contract.status import DeviceState
-
 from tests.pipeline.fakes import FakeDevice, is_answer_of, make_batches, publish_plan
 from tests.tiny import make_tiny_plan, tiny_answer
 
@@ -266,4 +265,3 @@ def test_more_results_than_can_be_held_do_not_keep_the_plan_out(site: Site) -> N
 def test_ends_of_this_run_are_right(site: Site) -> None:
     ends, _ = site.go_on(make_batches(12))
     assert all(isinstance(end, BatchResult) and is_answer_of(end) for end in ends)
-
