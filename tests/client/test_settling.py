@@ -57,7 +57,7 @@ def test_an_acknowledgement_goes_out_after_the_commit_of_its_result(written: Wri
         assert settling.settle(10.0) == []
     assert broker.acknowledged == []
     assert rows(written.journal.path, "SELECT seq FROM results") == []
-    out = settling.settle(10.0 + COMMIT_INTERVAL_S)
+    out = settling.settle(10.001 + COMMIT_INTERVAL_S)
     assert len(out) == 3
     assert broker.acknowledged == [0, 1, 2]
     assert broker.held == [{0, 1, 2}] * 3  # one commit for all of them

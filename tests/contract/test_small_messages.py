@@ -71,6 +71,7 @@ def test_the_reasons_that_lie_in_the_batch_are_the_ones_that_kill_it() -> None:
         NackReason.ENGINE_FAILED,
         NackReason.INVALID,
         NackReason.PUBLISH_REFUSED,
+        NackReason.POISON,
     } == POISONOUS
 
 

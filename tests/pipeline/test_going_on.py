@@ -56,7 +56,11 @@ class Site:
             self.broker.connect,
             journal=journal,
         )
-        pipeline.open()
+        try:
+            pipeline.open()
+        except BaseException:
+            pipeline.close()
+            raise
         return pipeline
 
     def go_on(self, batches: list[Batch], **settings: object) -> tuple[list[Ended], Pipeline]:
@@ -156,7 +160,7 @@ def test_a_result_that_came_while_nobody_was_there_counts_and_is_not_computed_ag
 
 
 def test_the_session_is_kept_only_while_something_is_open(site: Site) -> None:
-    batches = make_batches(6)
+    batches = make_batches(300)
     pipeline = site.start()
     name = pipeline._settings.name
     for _end in itertools.islice(pipeline.run(batches), 1):
