@@ -16,7 +16,8 @@ def counts_table(path: Path, subject: Subject, counts: JournalCounts) -> Table:
     model = "—" if subject.model is None else subject.model.name
     table.add_row("source", subject.source or "—")
     table.add_row("model", model)
-    table.add_row("client", f"{subject.client or '—'}, started {counts.starts} times")
+    times = "once" if counts.starts == 1 else f"{counts.starts} times"
+    table.add_row("client", f"{subject.client or '—'}, started {times}")
     redriven = f", {counts.redriven} more re-driven" if counts.redriven else ""
     table.add_row(
         "batches",
@@ -28,12 +29,15 @@ def counts_table(path: Path, subject: Subject, counts: JournalCounts) -> Table:
     return table
 
 
+MAX_DEAD_SHOWN = 20
+
+
 def dead_table(dead: Sequence[DeadRow]) -> Table:
-    """The batches that were given up, and why."""
+    """The first batches that were given up, and why; `--json` has them all."""
     table = new_table("dead")
     for column in ("seq", "reason", "attempts", "images", "detail"):
         table.add_column(column)
-    for row in dead:
+    for row in dead[:MAX_DEAD_SHOWN]:
         more = f" and {len(row.images) - 1} more" if len(row.images) > 1 else ""
         again = "" if row.redriven_as is None else f" (re-driven as {row.redriven_as})"
         table.add_row(
@@ -43,4 +47,6 @@ def dead_table(dead: Sequence[DeadRow]) -> Table:
             f"{row.images[0]}{more}",
             f"{row.detail}{again}",
         )
+    if len(dead) > MAX_DEAD_SHOWN:
+        table.add_row("…", "", "", f"{len(dead) - MAX_DEAD_SHOWN} more", "see --json")
     return table
