@@ -37,8 +37,10 @@ from planner.publish import Publisher
 WARM_UP_S = 1.0
 
 
-def rate(pipeline: Pipeline, batch: Batch, seconds: float, *, positions: bool) -> float:
-    """Batches a second over ``seconds`` of a full window."""
+def rate(
+    pipeline: Pipeline, batch: Batch, seconds: float, *, positions: bool
+) -> tuple[float, float]:
+    """Batches a second over ``seconds`` of a full window, and this process's CPU ms for each."""
 
     def work() -> Iterator[Batch]:
         end = time.perf_counter() + seconds
@@ -47,11 +49,12 @@ def rate(pipeline: Pipeline, batch: Batch, seconds: float, *, positions: bool) -
             yield replace(batch, positions=(count, count + 1)) if positions else batch
             count += 1
 
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     reread = (lambda _batch: batch) if positions else None
     ends = list(pipeline.run(work(), reread=reread))
     assert all(isinstance(end, BatchResult) for end in ends)
-    return len(ends) / (time.perf_counter() - started)
+    cpu_ms = (time.process_time() - cpu) * 1000 / len(ends)
+    return len(ends) / (time.perf_counter() - started), cpu_ms
 
 
 def start_identity(folder: Path, broker: EmbeddedBroker, size_bytes: int, stack: ExitStack) -> Plan:
@@ -99,10 +102,13 @@ def measure(
             pipeline.open()
             rate(pipeline, batch, WARM_UP_S, positions=with_positions)
         rates: list[list[float]] = [[], []]
+        cpu_ms: list[list[float]] = [[], []]
         for number in range(rounds):
             for which in (0, 1) if number % 2 else (1, 0):  # neither is always the first
                 pipeline, with_positions = pipelines[which]
-                rates[which].append(rate(pipeline, batch, seconds, positions=with_positions))
+                per_s, each_ms = rate(pipeline, batch, seconds, positions=with_positions)
+                rates[which].append(per_s)
+                cpu_ms[which].append(each_ms)
         count = journal.next_seq()
         size_bytes = (folder / "bench.journal").stat().st_size
     ratios = [with_ / without for without, with_ in zip(*rates, strict=True)]
@@ -115,6 +121,8 @@ def measure(
         "ratio_max": round(max(ratios), 3),
         "without_batches_per_s": round(statistics.median(rates[0]), 1),
         "with_batches_per_s": round(statistics.median(rates[1]), 1),
+        "without_cpu_ms": round(statistics.median(cpu_ms[0]), 2),
+        "with_cpu_ms": round(statistics.median(cpu_ms[1]), 2),
         "journal_bytes_per_batch": size_bytes // max(1, count),
     }
 
@@ -134,7 +142,10 @@ def main() -> None:
     modes: list[tuple[Synchronous, bool]] = [("normal", True), ("normal", False), ("full", True)]
     rows = []
     print("with a journal / without, same devices, in turns")
-    print("work            kept        sync     ratio (min…max)      without     with   KB a batch")
+    print(
+        "work            kept        sync     ratio (min…max)      without     with  "
+        "client CPU ms   KB a batch"
+    )
     for work in works:
         for synchronous, positions in modes:
             row = measure(
@@ -150,6 +161,7 @@ def main() -> None:
                 f"{row['work']:14}  {row['kept']:10}  {row['synchronous']:6}"
                 f"  {row['ratio']:.3f} ({row['ratio_min']:.3f}…{row['ratio_max']:.3f})"
                 f"  {row['without_batches_per_s']:9}  {row['with_batches_per_s']:9}"
+                f"  {row['without_cpu_ms']:5} {row['with_cpu_ms']:5}"
                 f"  {row['journal_bytes_per_batch'] / 1e3:8.1f}",  # type: ignore[operator]
                 flush=True,
             )

@@ -9,6 +9,7 @@ is written in one transaction. Why it is so: docs/adr/0025.
 
 import json
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -276,7 +277,10 @@ class Journal:
             noted.clear()
 
     def _write(self) -> None:
-        write = self.database.executemany
+        def write(statement: str, noted: Sequence[Sequence[object]]) -> None:
+            if noted:
+                self.database.executemany(statement, noted)
+
         write(
             "INSERT INTO batches (seq, born, place, state, attempt, deadline_s, strikes, names, "
             "labels, images, first, end) VALUES (?, ?, ?, 'sent', ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -68,6 +68,11 @@ MAX_WAITING_DELIVERIES = 32
 """Half of a client's receive maximum: the broker goes on sending while a commit is due."""
 
 
+SENT_INTERVALS = 10
+"""Commit intervals that attempts without any end may wait: nobody waits for them, and a batch that
+was sent and is not written down is only read and sent again."""
+
+
 class Settling:
     """Deliveries and ends that wait for the commit which holds them."""
 
@@ -89,7 +94,10 @@ class Settling:
         """How long one may wait for messages before :meth:`settle` is due."""
         if self._since is None:
             return at_most
-        return min(at_most, max(0.0, self._since + self._record.commit_interval_s - now))
+        return min(at_most, max(0.0, self._since + self._interval_s() - now))
+
+    def _interval_s(self) -> float:
+        return self._record.commit_interval_s * (1 if self._ended else SENT_INTERVALS)
 
     def settle(self, now: float, *, at_once: bool = False) -> list[Ended]:
         """Commit if that is due, then acknowledge; the ends that count from now on.
@@ -100,7 +108,7 @@ class Settling:
         if self._record.is_dirty:
             if self._since is None:
                 self._since = now
-            is_due = now - self._since >= self._record.commit_interval_s
+            is_due = now - self._since >= self._interval_s()
             if not (at_once or is_due or len(self._deliveries) >= MAX_WAITING_DELIVERIES):
                 return []
             self._record.commit()

@@ -7,7 +7,7 @@ import pytest
 from broker.transport import AckToken, Delivery
 from client.batch import DeadBatch, DeathReason, Ended
 from client.journal import COMMIT_INTERVAL_S
-from client.record import MAX_WAITING_DELIVERIES, NoRecord, Settling
+from client.record import MAX_WAITING_DELIVERIES, SENT_INTERVALS, NoRecord, Settling
 from contract.errors import JournalError
 from tests.client.journals import Written, batch, rows
 from tests.tiny import make_tiny_plan
@@ -69,6 +69,8 @@ def test_a_commit_that_is_due_is_not_slept_over(written: Written) -> None:
     assert settling.wait_s(10.0, 0.05) == 0.05
     written.send(0)
     settling.settle(10.0)
+    assert settling.wait_s(10.0, 5.0) == pytest.approx(SENT_INTERVALS * COMMIT_INTERVAL_S)
+    settling.end(ended(0))
     assert settling.wait_s(10.0, 0.05) == pytest.approx(COMMIT_INTERVAL_S)
     assert settling.wait_s(10.004, 0.05) == pytest.approx(COMMIT_INTERVAL_S - 0.004)
     assert settling.wait_s(12.0, 0.05) == 0
