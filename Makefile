@@ -46,6 +46,7 @@ bench: setup
 	$(VENV)/python -m bench.pipeline
 	$(VENV)/python -m bench.memory
 	$(VENV)/python -m bench.codecs
+	$(VENV)/python -m bench.journal
 	$(VENV)/python -m bench.planning
 
 bench-transfer: setup
