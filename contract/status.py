@@ -67,6 +67,8 @@ class EventKind(StrEnum):
     BATCH_DEAD = "batch_dead"
     DEVICE_LOST = "device_lost"
     PLAN_CHANGED = "plan_changed"
+    DEVICE_BACK = "device_back"
+    PLAN_IMPOSSIBLE = "plan_impossible"
 
 
 class Event(FrozenModel):
