@@ -6,7 +6,8 @@ was known when the plan was made is used, or what the cache of profiles has (doc
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from contract.command import Examination, LinkProbe
 from contract.plan import Plan
@@ -39,7 +40,7 @@ def profile_of_plan(plan: Plan, graph: SegmentedGraph) -> Profile:
 
 
 def site_of_plan(
-    plan: Plan, segment_ms: Sequence[float], devices: Mapping[str, Examination | None]
+    plan: Plan, segment_ms: Sequence[float], devices: Collection[str]
 ) -> Site:
     """The devices by the plan's own figures: how much slower each was taken to be, and its limits.
 
@@ -48,7 +49,7 @@ def site_of_plan(
     Args:
         plan: as it was built, with its prediction if there was one.
         segment_ms: on its fastest device.
-        devices: those to plan for, with what each says of its machine, if it was asked.
+        devices: those to plan for.
     """
     predicted = {each.device: each for each in plan.prediction.devices} if plan.prediction else {}
     slowness = _slowness(plan, segment_ms)
@@ -56,17 +57,14 @@ def site_of_plan(
     found = []
     for name in sorted(devices):
         factor, known = slowness.get(name, slowest), predicted.get(name)
-        examination = devices[name]
-        limits = [] if examination is None else [usable_memory(examination)]
-        if known is not None and known.memory_limit_bytes is not None:
-            limits.append(known.memory_limit_bytes)
+        limit = None if known is None else known.memory_limit_bytes
         found.append(
             DeviceCosts(
                 name=name,
                 segment_ms=tuple(factor * ms for ms in segment_ms),
                 relay=_relay(plan, known, factor),
                 link=Link() if known is None else _link(plan, known),
-                memory_bytes=min(limits, default=None),
+                memory_bytes=limit,
             )
         )
     return Site(tuple(found), f"the figures of plan {plan.plan_id}")
@@ -100,8 +98,31 @@ def site_of_cache(
         devices=tuple(profiles),
         time_unix_s=round(time.time(), 3),
     )
-    costs = devices_from_profile(fleet, plan.batch_size)
+    # Memory is seen to in `with_memory`: what is free now is not all that a stage could have.
+    costs = tuple(
+        replace(device, memory_bytes=None)
+        for device in devices_from_profile(fleet, plan.batch_size)
+    )
     return Site(costs, "measured before on devices of these kinds")
+
+
+def with_memory(site: Site, current: Plan, examinations: Mapping[str, Examination]) -> Site:
+    """The same devices, with no more memory than each says that it has for a stage.
+
+    Without a container's limit a device tells what is free beside the shard that it holds now; that
+    shard would go.
+    """
+    devices = []
+    for device in site.devices:
+        limits = [] if device.memory_bytes is None else [device.memory_bytes]
+        examination, stage = examinations.get(device.name), current.stage_of(device.name)
+        if examination is not None:
+            limits.append(usable_memory(examination))
+            if examination.memory_limit_bytes is None and stage is not None:
+                held = device.base_bytes + device.packing_factor * stage.weight_bytes
+                limits[-1] += round(held)
+        devices.append(replace(device, memory_bytes=min(limits, default=None)))
+    return replace(site, devices=tuple(devices))
 
 
 def _slowness(plan: Plan, segment_ms: Sequence[float]) -> dict[str, float]:

@@ -129,7 +129,9 @@ def choose_way(need: Need, rates: Rates) -> Way:
     For :data:`Need.RECOVER` anything that runs is better than the plan that does not.
     """
     best = max((rate for rate in (rates.moved, rates.known, rates.new) if rate), default=0.0)
-    if best <= 0.0 or (need is not Need.RECOVER and best < rates.now * (1 + WORTH_GAINING)):
+    if need is not Need.RECOVER and not 0.0 < rates.now * (1 + WORTH_GAINING) <= best:
+        return Way.STAY  # also where it runs although the figures say that it cannot
+    if best <= 0.0:
         return Way.STAY
     if rates.moved and rates.moved >= best * (1 - RECOVER_WITHIN):
         return Way.MOVE

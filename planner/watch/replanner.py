@@ -30,9 +30,9 @@ from planner.watch.candidates import (
     placed,
     rate_of,
 )
-from planner.watch.costs import profile_of_plan, site_of_cache, site_of_plan
+from planner.watch.costs import profile_of_plan, site_of_cache, site_of_plan, with_memory
 from planner.watch.family import Built, Family
-from planner.watch.reaction import Finding, Rates, Way, choose_way, is_same
+from planner.watch.reaction import Finding, Need, Rates, Way, choose_way, is_same
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Replanner:
         if way is Way.NEW and new is not None:
             made = self._build(graph, request, new, progress)
             return None if is_same(made.plan, current) else _proposal(made, "a new plan")
-        if problem is not None and rates.now <= 0:
+        if problem is not None and finding.need is Need.RECOVER:
             raise problem
         return None
 
@@ -154,7 +154,8 @@ class Replanner:
         if not devices:
             raise PartitionError("no device is there; start `shardline stage` on some")
         measured = site_of_cache(self._cache, plan, graph.num_segments, devices)
-        return measured or site_of_plan(plan, profile.segment_ms, devices)
+        known = measured or site_of_plan(plan, profile.segment_ms, devices)
+        return with_memory(known, question.current, question.examinations)
 
     def _moved(
         self, problem: Problem, current: Plan, live: frozenset[str]

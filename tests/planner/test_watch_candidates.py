@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from contract.command import Examination
 from contract.plan import Plan
 from contract.prediction import DevicePrediction, EdgePrediction, Prediction, SegmentCosts
+from contract.profile import BatchTimings
 from planner.cost_model import REFERENCE_RELAY, receive_ms, send_ms
+from planner.devices.profile_cache import KindTimings, ProfileCache
+from planner.devices.profile_report import timings_key
 from planner.problem import StageChoice
 from planner.watch.candidates import as_it_runs, moved, on_devices, rate_of
-from planner.watch.costs import site_of_plan
+from planner.watch.costs import site_of_cache, site_of_plan, with_memory
 from tests.pipeline.fakes import place_on
 from tests.planner.problems import device, problem
 from tests.tiny import make_tiny_plan
@@ -121,7 +125,7 @@ def predicted(plan: Plan) -> Plan:
 
 
 def test_devices_are_as_slow_as_the_plan_took_them_to_be(plan: Plan) -> None:
-    site = site_of_plan(predicted(plan), (2.0, 2.0, 4.0), {"a": None, "b": None, "new": None})
+    site = site_of_plan(predicted(plan), (2.0, 2.0, 4.0), ["a", "b", "new"])
     a, b, new = site.devices
     assert a.segment_ms == (2.0, 2.0, 4.0)
     assert b.segment_ms == new.segment_ms == (4.0, 4.0, 8.0)  # nobody knows: as the slowest
@@ -134,5 +138,80 @@ def test_devices_are_as_slow_as_the_plan_took_them_to_be(plan: Plan) -> None:
 
 
 def test_without_a_prediction_the_speeds_of_replicas_count(plan: Plan) -> None:
-    site = site_of_plan(plan, (1.0, 1.0, 1.0), {"a": None, "z": None})
+    site = site_of_plan(plan, (1.0, 1.0, 1.0), ["a", "z"])
     assert [device.segment_ms for device in site.devices] == [(1.0, 1.0, 1.0)] * 2
+
+
+def examination(available: int, limit: int | None = None, used: int | None = None) -> Examination:
+    return Examination(
+        request_id="0" * 16,
+        unix_time_s=0.0,
+        shardline_version="",
+        machine="aarch64",
+        processor=None,
+        board="Raspberry Pi 4",
+        kernel="",
+        kernel_command_line="",
+        cores=4,
+        engine="onnxruntime",
+        engine_version="1",
+        memory_total_bytes=1,
+        memory_available_bytes=available,
+        memory_limit_bytes=limit,
+        memory_used_bytes=used,
+        memory_controller=True,
+        cache_dir="",
+        cache_total_bytes=None,
+        cache_free_bytes=None,
+        cache_writable=True,
+        temperature_celsius=None,
+        throttled=None,
+    )
+
+
+def test_a_device_has_the_memory_that_it_says_and_that_of_the_shard_that_it_holds(
+    plan: Plan,
+) -> None:
+    said = {"a": examination(1000), "z": examination(1000), "b": examination(900, 700, 100)}
+    site = with_memory(site_of_plan(plan, (1.0, 1.0, 1.0), ["a", "b", "c", "z"]), plan, said)
+    a, b, c, z = site.devices
+    assert a.memory_bytes == 1000 + 80_000_000 + 2 * plan.stages[0].weight_bytes
+    assert b.memory_bytes == 700  # a container's limit is the limit
+    assert c.memory_bytes is None  # it did not answer
+    assert z.memory_bytes == 1000
+
+
+def kept(plan: Plan, said: Examination, segments: int = 3) -> KindTimings:
+    return KindTimings(
+        key=timings_key(plan.model.digest, said, plan.batch_size),
+        measured_on="another",
+        timings=BatchTimings(
+            batch_size=plan.batch_size, segment_ms=(7.0,) * segments, whole_ms=7.0 * segments
+        ),
+        base_bytes=1,
+        packing_factor=1,
+        unpacked_factor=None,
+        activation_bytes=None,
+        sustained_share=None,
+        temperature_before_celsius=None,
+        temperature_after_celsius=None,
+        throttled=None,
+        busy=False,
+        time_unix_s=0.0,
+    )
+
+
+def test_times_that_were_measured_on_all_kinds_go_before_the_plan_s(
+    plan: Plan, tmp_path: Path
+) -> None:
+    cache, said = ProfileCache(tmp_path / "cache"), examination(1000)
+    assert site_of_cache(cache, plan, 3, {"a": said}) is None
+    cache.put(kept(plan, said))
+    site = site_of_cache(cache, plan, 3, {"a": said, "b": said})
+    assert site is not None
+    assert [device.name for device in site.devices] == ["a", "b"]
+    assert site.devices[0].segment_ms[0] >= 7.0
+    assert site.devices[0].memory_bytes is None
+    # Nothing where one is unknown, or where the times are of other segments.
+    assert site_of_cache(cache, plan, 3, {"a": said, "b": None}) is None
+    assert site_of_cache(cache, plan, 4, {"a": said}) is None
