@@ -15,9 +15,7 @@ ASK_FIRST_S = 1.0
 class HandOut:
     """One hand-out of a placed plan. Times in seconds of any monotonic clock."""
 
-    def __init__(
-        self, plan: Plan, now_s: float, devices: Collection[str] | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, now_s: float, devices: Collection[str] | None = None) -> None:
         """``devices``: only these of the plan's; None for all."""
         self._fetches = {
             replica.device: Fetch(

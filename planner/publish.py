@@ -42,8 +42,8 @@ class Watcher:
     """What whoever watches a fleet wants to hear, always on the thread that owns the publisher.
 
     ``on_status``: a device's status, and whether it comes from the broker's memory. ``on_sign``: a
-    device has just published metrics. ``on_plan``: a message on the plan topic, and whether it comes
-    from there. ``on_connected``: the connection stands (again).
+    device has just published metrics. ``on_plan``: a message on the plan topic, and whether the
+    broker remembered it. ``on_connected``: the connection stands (again).
     """
 
     on_status: Callable[[DeviceStatus, bool], None]
@@ -205,7 +205,6 @@ class Publisher:
             future.result(timeout=10)
         except TimeoutError:
             raise DeliveryError(f"{topic}: the broker has not acknowledged the plan") from None
-
 
     def wait_until_ready(self, plan: Plan, timeout_s: float, progress: Progress) -> None:
         """Wait until every device of the plan has its shard in memory.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from broker.transport import Connect
 from contract.plan import Plan
-from planner.graph import SegmentedGraph
 from planner.formulate import Site
+from planner.graph import SegmentedGraph
 from planner.profiler import Profile
 from planner.watch.family import Family
 from planner.watch.notice import Notice

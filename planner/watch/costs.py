@@ -39,9 +39,7 @@ def profile_of_plan(plan: Plan, graph: SegmentedGraph) -> Profile:
     return Profile(times, sum(times), plan.batch_size, threads=1, rounds=0)
 
 
-def site_of_plan(
-    plan: Plan, segment_ms: Sequence[float], devices: Collection[str]
-) -> Site:
+def site_of_plan(plan: Plan, segment_ms: Sequence[float], devices: Collection[str]) -> Site:
     """The devices by the plan's own figures: how much slower each was taken to be, and its limits.
 
     A device that the plan knows nothing of is taken to be as slow as the slowest that it knows.

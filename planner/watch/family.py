@@ -1,7 +1,8 @@
 """The plans of one model that are built already: the one that was asked for, and those made since.
 
-    PLAN/                     what `shardline plan` wrote
-        replans/<key>/<name>/ the same model cut for other devices
+    PLAN/                      what `shardline plan` wrote
+        replans/<key>/<name>/  the same model cut for other devices
+        replans/wanted.json    the plan that was asked for, with its devices
 
 A plan that was built once is used again, whichever devices then serve it.
 """
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract.errors import PlanError, ShardError
-from contract.plan import PLAN_FILE, Plan, load_plan
+from contract.plan import PLAN_FILE, Plan, load_plan, save_plan
+from planner.watch.reaction import is_same
 from shards.source import shard_source
 
-REPLANS = "replans"
+REPLANS, WANTED_FILE = "replans", "wanted.json"
 MOST_KEPT = 4
 """Each is as large as the model."""
 
@@ -69,6 +71,29 @@ class Family:
         """Where a new plan of these cuts belongs; its own name is the last level."""
         facts = repr((self.base.plan.plan_id, tuple(boundaries), sorted(devices)))
         return self.base.folder / REPLANS / hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    def remember(self, wanted: Plan) -> None:
+        """Keep where the plan that was asked for belongs, for a service that is started again."""
+        file = self.base.folder / REPLANS / WANTED_FILE
+        if is_same(self.remembered(), wanted):
+            return
+        try:
+            file.parent.mkdir(exist_ok=True)
+            save_plan(wanted, file)
+        except (OSError, PlanError) as error:
+            log.warning("%s: not kept (%s)", file, error)
+
+    def remembered(self) -> Plan | None:
+        """What :meth:`remember` kept, if it is of this very plan."""
+        file = self.base.folder / REPLANS / WANTED_FILE
+        if not file.is_file():
+            return None
+        try:
+            plan = load_plan(file)
+        except PlanError as error:
+            log.warning("%s; ignored", error)
+            return None
+        return plan if plan.plan_id == self.base.plan.plan_id else None
 
     def tidy(self, keep: Path) -> None:
         """Throw out the oldest, so that few remain besides the base and ``keep``."""

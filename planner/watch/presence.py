@@ -47,8 +47,8 @@ class View:
     """The devices at one moment.
 
     ``up``: heard, and without a failure. ``usable``: up, and long enough since their last loss.
-    ``gone``: away for the grace. ``long_gone``: away for much longer. ``reachable``: online, whatever
-    their shard is.
+    ``gone``: away for the grace. ``long_gone``: away for much longer. ``reachable``: online,
+    whatever their shard is.
     """
 
     up: frozenset[str]

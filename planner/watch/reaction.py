@@ -83,8 +83,9 @@ def look(current: Plan, wanted: Plan | None, view: View) -> Finding:
             return Finding(Need.RETURN, pool=pool, why="all devices of the wanted plan are there")
     broken = broken_stages(current, view.gone)
     if broken:
+        places = current.placement
         stages = "; ".join(
-            f"stage {index} has lost {', '.join(r.device for r in current.placement[index].replicas)}"
+            f"stage {index} has lost " + ", ".join(r.device for r in places[index].replicas)
             for index in broken
         )
         return Finding(Need.RECOVER, broken, pool, stages)

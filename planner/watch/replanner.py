@@ -7,7 +7,6 @@ progress callback may raise to end it early.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from contract.command import Examination
 from contract.errors import ModelError, PartitionError, PlanError
@@ -139,9 +138,7 @@ class Replanner:
             PartitionError: the file that was given tells of none of them.
         """
         plan = self._family.base.plan
-        devices = {
-            name: question.examinations.get(name) for name in sorted(question.finding.pool)
-        }
+        devices = {name: question.examinations.get(name) for name in sorted(question.finding.pool)}
         if self._site_of_file is not None:
             site = self._site_of_file(graph, profile)
             mine = tuple(device for device in site.devices if device.name in devices)
@@ -230,9 +227,7 @@ class Replanner:
         )
         return _proposal(Built(plan, built.folder), "the same stages")
 
-    def _placed(
-        self, terms: _Terms, built: Built, solution: Solution, current: Plan
-    ) -> Built:
+    def _placed(self, terms: _Terms, built: Built, solution: Solution, current: Plan) -> Built:
         problem = terms.problem_of(built.plan)
         # Other cuts have other edges: then all go by the main broker.
         edges = current.edge_brokers if built.plan.plan_id == current.plan_id else ()

@@ -18,8 +18,8 @@ from contract.fleet import is_live
 from contract.plan import EdgeBroker, Plan, parse_plan
 from contract.status import DeviceStatus, ShardState
 from planner.publish import Publisher, Watcher
-from planner.watch.backoff import Backoff
 from planner.watch.background import Background
+from planner.watch.backoff import Backoff
 from planner.watch.family import Built, Family
 from planner.watch.notice import NoticeKind
 from planner.watch.presence import Presence
@@ -147,11 +147,13 @@ class PlannerService:
             self._publisher.listen()
         self._publisher.settle()
         running = self._running()
-        if running is not None and self._wanted is None and self._is_base(running.plan):
-            self._wanted = running.plan
+        if running is not None and self._wanted is None:
+            itself = running.plan if self._is_base(running.plan) else None
+            self._wanted = self._family.remembered() or itself
         if running is None and self._wanted is None:
             self._wanted = self._place()
         if self._wanted is not None:
+            self._family.remember(self._wanted)
             self._presence.expect(devices_of(self._wanted), time.monotonic())
         if running is not None:
             self._use(running)
@@ -269,11 +271,11 @@ class PlannerService:
     def _switch(self, built: Built, finding: Finding, why: str) -> None:
         """Hand out what a plan needs, while the one before goes on; then publish it."""
         try:
-            self._hand_out(
-                built, devices_of(built.plan), lambda: self._need() is not finding.need
-            )
+            self._hand_out(built, devices_of(built.plan), lambda: self._need() is not finding.need)
         except _OvertakenError:
-            log.info("the devices have changed meanwhile: plan %s is not published", built.plan.name)
+            log.info(
+                "the devices have changed meanwhile: plan %s is not published", built.plan.name
+            )
             return
         except ShardlineError as error:
             self._fail(str(error), time.monotonic())

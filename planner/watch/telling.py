@@ -1,4 +1,4 @@
-"""What the service tells: notices for whoever started it, events for whoever watches the cluster."""
+"""What the service tells: notices for whoever started it, events for who watches the cluster."""
 
 from collections.abc import Callable
 

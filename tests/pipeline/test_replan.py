@@ -204,7 +204,8 @@ def test_a_plan_that_is_taken_down_for_a_while_costs_time_only(ground: Ground) -
     admin.close(forget_session=True)
 
 
-def test_a_service_that_is_started_again_goes_on_where_it_was(ground: Ground) -> None:
+@pytest.mark.parametrize("named", [True, False], ids=["devices-named", "devices-online"])
+def test_a_service_that_is_started_again_goes_on_where_it_was(ground: Ground, named: bool) -> None:
     ground.start_devices(*ground.names[:3])
     ground.serve(ground.placed())
     ground.wait_for(NoticeKind.READY)
