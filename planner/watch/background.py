@@ -43,6 +43,11 @@ class Background(Generic[Result]):
             raise self._error
         return self._result
 
+    @property
+    def is_left_off(self) -> bool:
+        """Whether it was told to leave off: then its result says nothing."""
+        return self._leave_off.is_set()
+
     def leave_off(self, wait_s: float = 0.0) -> None:
         """End at the next step; wait for that so long."""
         self._leave_off.set()

@@ -85,7 +85,7 @@ class Presence:
         if not online and device.is_online and device.boot != status.boot:
             return  # the late will of an earlier start: the device says at once that it is there
         restarted = online and device.boot is not None and device.boot != status.boot
-        was_up = device.is_up
+        was_up, was_online = device.is_up, device.is_online
         device.boot = status.boot
         device.is_online = online
         device.error = (status.error or "failed") if status.shard is ShardState.FAILED else None
@@ -94,7 +94,8 @@ class Presence:
         device.is_wanted = device.is_wanted or device.is_up
         if was_up and (restarted or not device.is_up):
             device.losses_s = [*self._recent(device, now_s), now_s]
-        if was_up != device.is_up or restarted:
+        # One that comes back and cannot load its shard gets the grace anew: it is handed out again.
+        if (was_up, was_online) != (device.is_up, device.is_online) or restarted:
             device.since_s = now_s
 
     def sign(self, name: str) -> None:
@@ -132,7 +133,7 @@ class Presence:
         """What has changed since this was asked last: wanted devices that are lost, or back.
 
         A device that says itself that it ends, or whose will does, is lost at once; one that is not
-        heard, when its grace is over.
+        heard, or cannot load its shard, when its grace is over.
         """
         found = []
         for name, device in sorted(self._devices.items()):
@@ -142,8 +143,8 @@ class Presence:
                     device.told_lost = False
                     found.append(News(name, None))
             elif device.is_wanted and away_s is not None:
-                unheard = device.is_up or device.boot is None
-                if not unheard or away_s >= self._grace_s:
+                may_pass = device.is_online or device.boot is None
+                if not may_pass or away_s >= self._grace_s:
                     device.told_lost = True
                     why = "is not heard" if device.is_up else device.why
                     found.append(News(name, why))

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from broker.reporter import EventReporter
@@ -241,13 +241,12 @@ class PlannerService:
         """See to the planning that is under way."""
         assert self._work is not None
         asked, work = self._work
-        overtaken = finding.need is not asked.need or not asked.pool <= finding.pool
-        if overtaken:
+        if finding.need is not asked.need or not asked.pool <= finding.pool:
             work.leave_off()
         if not work.is_done:
             return
         self._work = None
-        if overtaken:
+        if work.is_left_off:
             log.info("the devices have changed meanwhile: that plan is not needed any more")
             return
         try:
@@ -281,7 +280,9 @@ class PlannerService:
             self._fail(str(error), time.monotonic())
             return
         self._backoff.succeeded(_PLANNING)
-        self._answered.clear()
+        # What was weighed just now was weighed for the new plan as well.
+        weighed = replace(finding, need=Need.IMPROVE)
+        self._answered = {question_id(built.plan, weighed)}
         self._use(built)
         self._publish(why, is_new=True)
 

@@ -6,13 +6,15 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
+
 from broker.connection import Connector
 from broker.transport import BrokerAddress, Connect
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
 from contract import topics
 from contract.plan import Plan, parse_plan
-from contract.status import Event, EventKind
+from contract.status import DeviceState, Event, EventKind, parse_status
 from planner.formulate import Site
 from planner.graph import SegmentedGraph
 from planner.problem import DeviceCosts, RelayCosts
@@ -102,6 +104,7 @@ class Ground:
             f"seer-{unique}",
             topics.plan_topic(cluster),
             topics.event_filter(cluster),
+            topics.status_filter(cluster),
         )
         self._service: PlannerService | None = None
         self._thread: threading.Thread | None = None
@@ -115,6 +118,11 @@ class Ground:
             else:
                 device = Device(name, self.folder, self.cluster, self.connect)
             self.devices[name] = device
+        eventually(lambda: set(names or self.names) <= self._online(), "the devices are online")
+
+    def _online(self) -> set[str]:
+        statuses = self.observer.payloads("status", parse_status)
+        return {its.device for its in statuses if its.state is DeviceState.ONLINE}
 
     def placed(self, *devices: "str | list[str]") -> Plan:
         return place_on(self.built, list(devices or self.names[:3]), self.cluster)
@@ -154,9 +162,14 @@ class Ground:
         return [notice for notice in list(self.notices) if notice.kind is kind]
 
     def wait_for(self, kind: NoticeKind, count: int = 1, timeout_s: float = 60.0) -> Notice:
-        eventually(
-            lambda: len(self.told(kind)) >= count, f"{count} x {kind}: {self.notices}", timeout_s
-        )
+        def enough() -> bool:
+            return len(self.told(kind)) >= count
+
+        try:
+            eventually(enough, f"{count} x {kind}", timeout_s)
+        except pytest.fail.Exception as error:
+            told = "\n".join(map(str, self.notices))
+            pytest.fail(f"{error}; told:\n{told}")
         return self.told(kind)[count - 1]
 
     @property

@@ -25,8 +25,9 @@ from tests.pipeline.replan_site import GRACE_S, Device, Ground, ProcessDevice, l
 from tests.planner.layered import build_layered
 from tests.stage.harness import Listener
 
-STAGE_BYTES = 100 * 16 * 12 * 4
-"""What the largest stage of the model needs by `limited_sites`; no two stages fit in it."""
+STAGE_BYTES, TWO_STAGES_BYTES = 100 * 16 * 12 * 4, 100 * (6 * 16 + 16 * 12) * 4
+"""What the largest stage needs by `limited_sites`, in which no two fit; and two of them, in which
+the whole model does not fit."""
 
 
 @pytest.fixture
@@ -43,7 +44,8 @@ def test_a_device_killed_for_good_is_planned_around_and_used_again_when_it_is_ba
 ) -> None:
     first, lost, last = ground.names[:3]
     ground.start_devices(first, lost, last, killable=lost)
-    ground.serve(ground.placed())
+    sites = limited_sites(dict.fromkeys(ground.names, TWO_STAGES_BYTES))
+    ground.serve(ground.placed(), sites)
     ground.wait_for(NoticeKind.READY)
     wanted = ground.published
     killed = ground.devices[lost]
@@ -64,14 +66,13 @@ def test_a_device_killed_for_good_is_planned_around_and_used_again_when_it_is_ba
 
     ground.runs(60, back)
     assert is_same(ground.published, wanted)
-    assert [event.split(":")[0] for event in ground.events(EventKind.DEVICE_BACK)]
+    assert ground.events(EventKind.DEVICE_BACK)
     assert len(ground.events(EventKind.PLAN_CHANGED)) == 3
-    again = time.monotonic()
+
     killed.kill()  # the second time nothing has to be built
     ground.wait_for(NoticeKind.READY, 4)
     assert ground.published.plan_id == survivors.plan_id
     assert "a plan from before" in ground.told(NoticeKind.PUBLISHED)[-1].detail
-    assert time.monotonic() > again
 
 
 def test_a_spare_device_takes_the_lost_stage_and_the_plan_stays_the_same(ground: Ground) -> None:
@@ -220,7 +221,7 @@ def test_a_service_that_is_started_again_goes_on_where_it_was(ground: Ground, na
     ground.wait_for(NoticeKind.READY)
     time.sleep(2 * GRACE_S)
     assert is_same(ground.published, around)
-    assert ground.told(NoticeKind.PLANNING) == []
+    assert len(ground.told(NoticeKind.PUBLISHED)) == 1
     assert ground.told(NoticeKind.PUBLISHED)[0].detail.startswith("going on")
     ground.runs(10)
     ground.devices[ground.names[1]].start()

@@ -134,7 +134,8 @@ def test_a_device_that_cannot_load_its_shard_is_not_there() -> None:
     presence = there("a")
     failed = status("a", shard=ShardState.FAILED, error="no room on the disk")
     presence.take(failed, retained=False, now_s=5.0)
-    assert presence.news(5.0) == [News("a", "no room on the disk")]
+    assert presence.news(5.0) == []  # it may be handed out again
+    assert presence.news(15.0) == [News("a", "no room on the disk")]
     view = presence.view(15.0)
     assert view.gone == view.reachable == {"a"}
     assert view.up == set()
@@ -151,3 +152,13 @@ def test_waits_double_and_are_forgotten_after_a_success() -> None:
     assert backoff.is_due("y", 0.0)
     backoff.succeeded("x")
     assert backoff.failed("x", 20.0) == 2.0
+
+
+def test_a_device_that_comes_back_without_its_shard_gets_the_grace_anew() -> None:
+    presence = there("a")
+    presence.take(status("a", OFFLINE), retained=False, now_s=5.0)
+    assert presence.view(50.0).gone == {"a"}
+    failed = status("a", boot=2, shard=ShardState.FAILED, error="not in the cache")
+    presence.take(failed, retained=False, now_s=50.0)
+    assert presence.view(59.9).gone == set()
+    assert presence.view(60.0).gone == {"a"}
