@@ -111,7 +111,7 @@ class PlannerService:
             finally:
                 if self._work is not None:
                     self._work[1].leave_off(LEAVE_OFF_S)
-        self._teller.say(NoticeKind.STOPPED, "stopped; the plan stays published", self._plan)
+        self._teller.say(NoticeKind.STOPPED, "the plan stays published", self._plan)
 
     @property
     def _plan(self) -> Plan | None:
@@ -200,7 +200,7 @@ class PlannerService:
             except DeliveryError as error:
                 log.warning("%s", error)
             self._use(built)
-            self._publish("published", is_new=True)
+            self._publish("as asked for", is_new=True)
             return
 
     # The loop

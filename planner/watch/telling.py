@@ -35,7 +35,7 @@ class Teller:
 
     def published(self, plan: Plan, why: str, *, is_new: bool) -> None:
         """A plan was published: another one than before, or the same again."""
-        detail = f"{why}: plan {plan.plan_id} ({plan.name})"
+        detail = f"plan {plan.plan_id} ({plan.name}): {why}"
         if is_new:
             self._reporter.report(EventKind.PLAN_CHANGED, detail)
         self.say(NoticeKind.PUBLISHED, detail, plan)
