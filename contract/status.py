@@ -69,6 +69,8 @@ class EventKind(StrEnum):
     DEVICE_LOST = "device_lost"
     PLAN_CHANGED = "plan_changed"
     MESSAGES_DROPPED = "messages_dropped"
+    DEVICE_BACK = "device_back"
+    PLAN_IMPOSSIBLE = "plan_impossible"
 
 
 class Event(FrozenModel):

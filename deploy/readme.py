@@ -42,12 +42,19 @@ def planner_readme(fleet: Fleet) -> str:
 On this machine, in this folder, in a container:
 
     docker compose run --rm planner plan {model} --stages {len(fleet.devices)}
-    docker compose run --rm planner publish shards/built/mobilenet_v2
+    docker compose up -d planner
 
-or with an installed `shardline`, which reads the same .env:
+The second is a service: it publishes the plan that SHARDLINE_PLAN in .env names (shards/built/
+mobilenet_v2 without it), and plans anew when a device is lost or comes back. To see what it does:
+
+    docker compose logs -f planner
+
+Or with an installed `shardline`, which reads the same .env:
 
     shardline plan {model} --stages {len(fleet.devices)}
-    shardline publish shards/built/mobilenet_v2
+    shardline publish shards/built/mobilenet_v2 --watch
+
+One process at a time under this name: stop the service before you publish by hand or profile.
 
 With docker-compose 1.29, write `docker-compose` for `docker compose`. Plans are written to
 shards/built; model files that you put into this folder can be named by their path from here.

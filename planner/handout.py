@@ -1,7 +1,7 @@
 """Which devices have their shard, which are fetching it, which have to be asked (again). Pure."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from contract.command import Fetch, FetchProgress
 from contract.plan import Plan
@@ -15,7 +15,8 @@ ASK_FIRST_S = 1.0
 class HandOut:
     """One hand-out of a placed plan. Times in seconds of any monotonic clock."""
 
-    def __init__(self, plan: Plan, now_s: float) -> None:
+    def __init__(self, plan: Plan, now_s: float, devices: Collection[str] | None = None) -> None:
+        """``devices``: only these of the plan's; None for all."""
         self._fetches = {
             replica.device: Fetch(
                 request_id=secrets.token_hex(8),
@@ -29,6 +30,7 @@ class HandOut:
             )
             for spot in plan.placement
             for replica in spot.replicas
+            if devices is None or replica.device in devices
         }
         self._heard_s = dict.fromkeys(self._fetches, now_s)
         self._moved_s = dict.fromkeys(self._fetches, now_s)

@@ -1,24 +1,33 @@
 """Hands a plan to the devices: places its stages, hands out their shards, publishes it, waits."""
 
 import queue
+import secrets
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from broker.drop_watch import describe_drops, watch_drops
 from broker.reporter import EventReporter
 from broker.self_test import SelfTest, check_packet_size
-from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery, PublishOutcome
+from broker.transport import (
+    Callbacks,
+    Connect,
+    Connection,
+    ConnectionSettings,
+    Delivery,
+    PublishOutcome,
+)
 from contract import topics
 from contract.blob import BlobChunk, BlobRequest, encode_chunk, parse_blob
-from contract.command import FetchProgress, parse_command
+from contract.command import Examination, Examine, FetchProgress, parse_command
 from contract.errors import BrokerError, DeliveryError, ShardError, ShardlineError, WireFormatError
 from contract.fleet import FleetView, is_live
-from contract.plan import Plan, Replica, place
-from contract.status import DeviceState, EventKind, parse_status
+from contract.plan import EdgeBroker, Plan, Replica, place
+from contract.status import DeviceState, DeviceStatus, EventKind, parse_status
 from planner.handout import HandOut
 from planner.progress import Progress
 from shards.source import ShardSource, shard_source
@@ -26,30 +35,57 @@ from shards.source import ShardSource, shard_source
 RETAINED_WITHIN_S = 0.3
 """Time for the broker to hand over what it has retained: nothing tells that it was the last."""
 SELF_TEST_WITHIN_S = 30.0
+POLL_S = 0.1
 MAX_UNSENT = 16
 """Chunks that wait to be written to the broker: a device that asks for more is made to wait."""
 UNSENT_PATIENCE_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """What whoever watches a fleet wants to hear, always on the thread that owns the publisher.
+
+    ``on_status``: a device's status, and whether it comes from the broker's memory. ``on_sign``: a
+    device has just published metrics. ``on_plan``: a message on the plan topic, and whether the
+    broker remembered it. ``on_connected``: the connection stands (again).
+    """
+
+    on_status: Callable[[DeviceStatus, bool], None]
+    on_sign: Callable[[str], None]
+    on_plan: Callable[[bytes, bool], None]
+    on_connected: Callable[[], None]
+
+
 class Publisher:
     """A connection of the planner. Use as a context manager."""
 
-    def __init__(self, connect: Connect, cluster: str, name: str) -> None:
+    def __init__(
+        self, connect: Connect, cluster: str, name: str, watcher: Watcher | None = None
+    ) -> None:
         """Connect and listen to the devices.
+
+        With a ``watcher`` it also listens to the plan's topic and to the devices' metrics.
 
         Raises:
             BrokerUnreachableError, NotAuthorisedError: no connection.
             NotAuthorisedError: the broker keeps from us what is ours to read.
         """
         self._cluster = cluster
-        self._inbox: queue.SimpleQueue[Delivery | BrokerError] = queue.SimpleQueue()
+        # None: connected.
+        self._inbox: queue.SimpleQueue[Delivery | BrokerError | None] = queue.SimpleQueue()
         self._fleet = FleetView()
-        self._name = name
+        self._name, self._watcher = name, watcher
         self._source = ShardSource({})
         self._handing_out: HandOut | None = None
+        self._asked: str | None = None  # the request of an examination that is under way
+        self._examined: dict[str, Examination] = {}
         self._unsent: deque[Future[PublishOutcome]] = deque()
         self_test = SelfTest(name, topics.planner_self_topics(cluster, name))
-        callbacks = Callbacks(on_delivery=self._inbox.put, on_failed=self._inbox.put)
+        callbacks = Callbacks(
+            on_delivery=self._inbox.put,
+            on_connected=self._on_connected,
+            on_failed=self._inbox.put,
+        )
         self._connection = connect(
             ConnectionSettings(name=name),
             watch_drops(self_test.wrap(callbacks), self._note_dropped),
@@ -60,6 +96,7 @@ class Publisher:
             topics.command_filter(cluster, name),
             topics.blob_filter(cluster, name),
             topics.BROKER_DROPPED,
+            *((topics.plan_topic(cluster), topics.metrics_filter(cluster)) if watcher else ()),
         ):
             self._connection.subscribe(topic_filter)
         try:
@@ -74,7 +111,19 @@ class Publisher:
     def __exit__(self, *_exception: object) -> None:
         self._connection.close(forget_session=True)
 
-    def place_on_online(self, plan: Plan, timeout_s: float) -> Plan:
+    @property
+    def connection(self) -> Connection:
+        """For whoever has more to say to the broker under this name."""
+        return self._connection
+
+    @property
+    def fleet(self) -> FleetView:
+        """What the devices say of themselves."""
+        return self._fleet
+
+    def place_on_online(
+        self, plan: Plan, timeout_s: float, edge_brokers: Sequence[EdgeBroker] = ()
+    ) -> Plan:
         """One stage for each device that is online, in the order of their names.
 
         Raises:
@@ -89,7 +138,8 @@ class Publisher:
             )
             if len(online) >= plan.num_stages:
                 chosen = online[: plan.num_stages]
-                return place(plan, [[Replica(device=name)] for name in chosen], self._cluster)
+                replicas = [[Replica(device=name)] for name in chosen]
+                return place(plan, replicas, self._cluster, edge_brokers)
             if time.monotonic() > deadline:
                 raise DeliveryError(
                     f"plan {plan.name} has {plan.num_stages} stages, {len(online)} devices are "
@@ -97,22 +147,31 @@ class Publisher:
                     f"{timeout_s:g} s; start `shardline stage` on more devices, or plan fewer "
                     "stages"
                 )
-            self._listen()
+            self.listen()
 
-    def hand_out(self, plan: Plan, folder: Path, patience_s: float, progress: Progress) -> None:
+    def hand_out(
+        self,
+        plan: Plan,
+        folder: Path,
+        patience_s: float,
+        progress: Progress,
+        devices: Collection[str] | None = None,
+    ) -> None:
         """Give every device of a placed plan its shard, unless it has it; the running plan goes on.
 
         Args:
+            plan: placed.
             folder: the folder that `shardline plan` wrote.
             patience_s: how long a device may get nowhere before this is given up.
             progress: called with each device's share.
+            devices: only these of the plan's; None for all.
 
         Raises:
             ShardError: a file is not in ``folder``, or a device cannot keep its shard.
             DeliveryError: a device does not answer, or gets no further.
         """
         self._source = shard_source(plan, folder)
-        work = self._handing_out = HandOut(plan, time.monotonic())
+        work = self._handing_out = HandOut(plan, time.monotonic(), devices)
         try:
             while work.unfinished():
                 now_s = time.monotonic()
@@ -120,7 +179,7 @@ class Publisher:
                     topic = topics.command_topic(self._cluster, device, self._name)
                     request = work.fetches[device].model_dump_json().encode()
                     self._connection.publish(topic, request)
-                self._listen()
+                self.listen()
                 failure = work.failure()
                 if failure is not None:
                     raise ShardError(failure)
@@ -137,6 +196,19 @@ class Publisher:
         finally:
             self._handing_out = None
 
+    def examine(self, devices: Collection[str], patience_s: float) -> Mapping[str, Examination]:
+        """What these devices say of their machines, of as many as answer in time."""
+        request = Examine(request_id=secrets.token_hex(8))
+        self._asked, self._examined = request.request_id, {}
+        for device in sorted(devices):
+            topic = topics.command_topic(self._cluster, device, self._name)
+            self._connection.publish(topic, request.model_dump_json().encode())
+        deadline = time.monotonic() + patience_s
+        while set(devices) - self._examined.keys() and time.monotonic() < deadline:
+            self.listen()
+        self._asked = None
+        return {name: its for name, its in self._examined.items() if name in devices}
+
     def publish(self, plan: Plan) -> None:
         """Publish the plan, retained, and wait until the broker has it.
 
@@ -147,7 +219,7 @@ class Publisher:
         """
         check_packet_size(plan, self._connection.max_packet_bytes)
         topic = topics.plan_topic(self._cluster)
-        self._settle()
+        self.settle()
         self._fleet.forget_failures()
         future = self._connection.publish(topic, plan.to_message().encode(), retain=True)
         try:
@@ -181,40 +253,64 @@ class Publisher:
                     "devices and look at their logs (the plan stays published until you publish "
                     "another)"
                 )
-            self._listen()
+            self.listen()
 
     def _note_dropped(self, count: int) -> None:
         self._reporter.report(EventKind.MESSAGES_DROPPED, describe_drops(count, "the broker"))
 
-    def _settle(self) -> None:
-        """Take in the retained statuses, so that what fails from now on is news."""
+    def settle(self) -> None:
+        """Take in what is retained, so that what is heard from now on is news."""
         deadline = time.monotonic() + RETAINED_WITHIN_S
         while time.monotonic() < deadline:
-            self._listen()
+            self.listen()
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """Take in one message, if one comes soon."""
         try:
-            delivery = self._inbox.get(timeout=0.1)
+            delivery = self._inbox.get(timeout=POLL_S)
         except queue.Empty:
             self._reporter.flush()
             return
         if isinstance(delivery, BrokerError):
             raise delivery
-        try:
-            topic = topics.parse_topic(delivery.topic)
-            if topic.kind == "status":
-                self._fleet.update(parse_status(delivery.payload, topic.sender))
-            elif topic.kind == "command" and self._handing_out is not None:
-                answer = parse_command(delivery.payload)
-                if isinstance(answer, FetchProgress):
-                    self._handing_out.take(topic.sender, answer, time.monotonic())
-            elif topic.kind == "blob" and topic.sender and self._handing_out is not None:
-                request = parse_blob(delivery.payload)
-                if isinstance(request, BlobRequest):
-                    self._serve(request, topic.sender)
-        except WireFormatError:
-            pass  # somebody else's message on a topic of ours tells us nothing
+        if delivery is None:
+            if self._watcher is not None:
+                self._watcher.on_connected()
+            return
+        with suppress(WireFormatError):  # somebody else's message on a topic of ours
+            self._take(topics.parse_topic(delivery.topic), delivery)
         delivery.ack()
+
+    def _take(self, topic: topics.Topic, delivery: Delivery) -> None:
+        watcher = self._watcher
+        if topic.kind == "status":
+            status = parse_status(delivery.payload, topic.sender)
+            self._fleet.update(status)
+            if watcher is not None:
+                watcher.on_status(status, delivery.retained)
+        elif topic.kind == "command":
+            self._take_answer(topic.sender, delivery.payload)
+        elif topic.kind == "blob" and topic.sender and self._handing_out is not None:
+            request = parse_blob(delivery.payload)
+            if isinstance(request, BlobRequest):
+                self._serve(request, topic.sender)
+        elif topic.kind == "metrics" and topic.sender and watcher is not None:
+            watcher.on_sign(topic.sender)
+        elif topic.kind == "plan" and watcher is not None:
+            watcher.on_plan(delivery.payload, delivery.retained)
+
+    def _take_answer(self, sender: str | None, payload: bytes) -> None:
+        if self._handing_out is None and self._asked is None:
+            return
+        answer = parse_command(payload)
+        if isinstance(answer, FetchProgress) and self._handing_out is not None:
+            self._handing_out.take(sender, answer, time.monotonic())
+        elif isinstance(answer, Examination) and sender and answer.request_id == self._asked:
+            self._examined[sender] = answer
+
+    def _on_connected(self, _session_present: bool) -> None:
+        """On the network thread."""
+        self._inbox.put(None)
 
     def _serve(self, request: BlobRequest, device: str) -> None:
         answer = self._source.answer(request)

@@ -57,7 +57,7 @@ def test_only_the_broker_opens_a_port(name: str) -> None:
 
 @each_service
 def test_services_that_stay_come_back_by_themselves(name: str) -> None:
-    stays = name in ("stage", "broker")
+    stays = name in ("stage", "broker", "planner")
     assert SERVICES[name].get("restart") == ("unless-stopped" if stays else None)
     assert ("stop_grace_period" in SERVICES[name]) == stays
 
@@ -142,3 +142,8 @@ def test_the_images_are_of_this_version() -> None:
     assert version is not None
     for name, service in SERVICES.items():
         assert f"shardline/{name}:{version[1]}}}" in service["image"]
+
+
+def test_what_up_starts_of_the_planner_is_its_service() -> None:
+    command = SERVICES["planner"]["command"]
+    assert command == ["publish", "${SHARDLINE_PLAN:-shards/built/mobilenet_v2}", "--watch"]

@@ -27,7 +27,7 @@ from planner.devices.profile_report import (
     broker_figures,
     describe_device,
     kind_of,
-    threads_of,
+    timings_key,
     usable_memory,
 )
 from planner.graph import SegmentedGraph
@@ -148,7 +148,7 @@ class FleetProfiler:
         for kind, device in self._representatives(found).items():
             timings[kind] = []
             for batch_size in sorted(set(request.batch_sizes)):
-                key = _key(graph, found[device], batch_size)
+                key = timings_key(graph.model.info.digest, found[device], batch_size)
                 kept = None if request.refresh else self._cache.get(key)
                 if kept is not None and _suffices(kept, graph, request):
                     timings[kind].append(kept)
@@ -275,16 +275,6 @@ def _raise_early(future: "Future[Result]") -> None:
     except StillRunningError:
         if future.done():
             raise
-
-
-def _key(graph: SegmentedGraph, examination: Examination, batch_size: int) -> TimingsKey:
-    return TimingsKey(
-        digest=graph.model.info.digest,
-        kind=kind_of(examination),
-        engine=f"{examination.engine} {examination.engine_version}",
-        threads=threads_of(examination),
-        batch_size=batch_size,
-    )
 
 
 def _suffices(kept: KindTimings, graph: SegmentedGraph, request: ProfileRequest) -> bool:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from contract.command import Examination, LinkProbe
 from contract.profile import DeviceProfile
 from planner.cost_model import REFERENCE_RELAY
-from planner.devices.profile_cache import KindTimings
+from planner.devices.profile_cache import KindTimings, TimingsKey
 
 SATURATED_SHARE = 0.85
 """Together the devices got less than this share of what they got one by one: the broker's limit."""
@@ -36,6 +36,17 @@ def kind_of(examination: Examination) -> str:
 def threads_of(examination: Examination) -> int:
     """Threads of the device's engine."""
     return examination.threads or examination.cores
+
+
+def timings_key(digest: str, examination: Examination, batch_size: int) -> TimingsKey:
+    """What a device's times of a model, by its digest, are kept under."""
+    return TimingsKey(
+        digest=digest,
+        kind=kind_of(examination),
+        engine=f"{examination.engine} {examination.engine_version}",
+        threads=threads_of(examination),
+        batch_size=batch_size,
+    )
 
 
 def usable_memory(examination: Examination) -> int:

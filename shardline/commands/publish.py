@@ -1,4 +1,4 @@
-"""`shardline publish`: hand a plan to the devices."""
+"""`shardline publish`: hand a plan to the devices, and with `--watch` keep it fitting them."""
 
 import secrets
 from pathlib import Path
@@ -28,6 +28,23 @@ def run(
             "carries the inputs of stage k, the one after the last stage the results.",
         ),
     ] = None,
+    watch: Annotated[
+        bool,
+        option("--watch", "Stay, and plan anew when a device is lost or comes back."),
+    ] = False,
+    grace: Annotated[
+        float,
+        option("--grace", "With --watch: seconds that a device may be away.", min=0.5),
+    ] = 20.0,
+    devices: Annotated[
+        Path | None,
+        option(
+            "--devices",
+            "With --watch: the devices to plan anew for, as for `plan`; default: what the plan "
+            "says of them, or profiles that were measured before.",
+            variable="DEVICE_FILE",
+        ),
+    ] = None,
     broker: options.Broker = options.DEFAULT_BROKER,
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     username: options.Username = None,
@@ -49,21 +66,30 @@ def run(
 
     set_up_logging(verbose)
     built = load_plan(plan)
+    folder = plan if plan.is_dir() else plan.parent
     edges = parse_edge_brokers(edge_broker or [], built.num_stages) or built.edge_brokers
     connect = connect_to(broker, username, password_file, ca_file, cert_file, key_file)
     edges = with_ports(edges, connect.address.tls)
     name = connect.address.username or f"planner-{secrets.token_hex(4)}"
     try_edge_brokers(connect, name, edges, built.num_stages)
+    placed = None
+    if device:
+        placed = place_on(built, device, cluster)
+    elif built.placement:
+        placed = place(built, [spot.replicas for spot in built.placement], cluster)
+    if placed is not None and edges:
+        placed = place(placed, [spot.replicas for spot in placed.placement], cluster, edges)
+    if watch:
+        from planner.watch.service import WatchSettings
+        from shardline.watching import watch_plan
+
+        settings = WatchSettings(name, cluster, placed, edges, grace, ready_timeout)
+        watch_plan(settings, folder, built, connect, devices, as_json=as_json)
+        return
     with Publisher(connect, cluster, name) as publisher, steps("publishing") as step:
-        if device:
-            placed = place_on(built, device, cluster)
-        elif built.placement:
-            placed = place(built, [spot.replicas for spot in built.placement], cluster)
-        else:
-            placed = publisher.place_on_online(built, ready_timeout)
-        if edges:
-            placed = place(placed, [spot.replicas for spot in placed.placement], cluster, edges)
-        publisher.hand_out(placed, plan if plan.is_dir() else plan.parent, ready_timeout, step)
+        if placed is None:
+            placed = publisher.place_on_online(built, ready_timeout, edges)
+        publisher.hand_out(placed, folder, ready_timeout, step)
         publisher.publish(placed)
         publisher.wait_until_ready(placed, ready_timeout, step)
     if as_json:

@@ -425,6 +425,7 @@ TWO_MEANINGS = {
     ("plan", "--device"): "DEVICES",
     ("plan", "--devices"): "DEVICE_FILE",
     ("publish", "--device"): "DEVICES",
+    ("publish", "--devices"): "DEVICE_FILE",
     ("profile", "--device"): "DEVICES",
     ("profile", "--batch"): "PROFILE_BATCHES",
     ("profile", "--out"): "PROFILE",
