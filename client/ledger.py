@@ -15,7 +15,7 @@ from contract.metrics import Ledger as LedgerCounts
 
 @dataclass(slots=True)
 class Entry:
-    """One open batch."""
+    """One open batch. ``routes`` are those of all attempts that this process sent, by attempt."""
 
     batch_id: BatchId
     batch: Batch
@@ -25,6 +25,7 @@ class Entry:
     retry_at: float = 0.0
     why: str = ""  # the reason of the next retry, when it is not the deadline
     refusals: list[str] = field(default_factory=list)
+    routes: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Ledger:
@@ -47,6 +48,7 @@ class Ledger:
         """A (further) attempt went out by ``route``."""
         entry.attempt += 1
         entry.route, entry.retry_at, entry.why = route, retry_at, ""
+        entry.routes[entry.attempt] = route
         if entry.attempt:
             self._retried += 1
 

@@ -27,7 +27,7 @@ from contract.errors import DeliveryError, PlanError, ShardError, WireFormatErro
 from contract.metrics import Ledger as LedgerCounts
 from contract.metrics import PipelineMetrics
 from contract.nack import POISONOUS, Nack, parse_nack
-from contract.plan import Plan, parse_plan
+from contract.plan import MAX_PLAN_BYTES, Plan, parse_plan
 from contract.status import DeviceStatus, EventKind, parse_status
 from contract.tensor_spec import check_tensors
 
@@ -58,7 +58,7 @@ class Pipeline:
         self._watch = FeedWatch(settings.name, settings.window)
         self._ledger = Ledger(secrets.randbits(64))
         self._ended: list[Ended] = []
-        self._rejected = 0
+        self._rejected = self._told_refused = 0
         self._active_s = 0.0
         self._hurry = False  # something is due before the next tick
         self._last_tick = self._last_metrics = time.monotonic()
@@ -273,6 +273,8 @@ class Pipeline:
             topic = topics.parse_topic(item.topic)
             if topic.kind in ("result", "nack") and not self._watch.is_known:
                 raise WireFormatError("left over from an earlier run of this name")
+            if item.retained and topic.kind in ("result", "nack"):
+                raise WireFormatError("retained, which no device of ours does")
             if topic.kind == "result":
                 self._on_result(item.payload, topic.sender)
             elif topic.kind == "nack":
@@ -358,6 +360,7 @@ class Pipeline:
         if not plan.placement:
             raise WireFormatError("a plan without devices; hand it out with `shardline publish`")
         # All of them, not our own two: we pause while one is away, and hear which one forgot us.
+        self._inbox.max_bytes = max(MAX_PLAN_BYTES, plan.max_message_bytes())
         moved = self._connection.use(plan.edge_addresses(), plan.num_stages)
         if self._watch.take_plan(plan, time.monotonic()):
             self._reporter.report(EventKind.PLAN_CHANGED, f"now plan {plan.plan_id} ({plan.name})")
@@ -369,6 +372,10 @@ class Pipeline:
 
     def _publish_metrics(self, now: float) -> None:
         self._last_metrics = now
+        if self._inbox.refused > self._told_refused:
+            count, self._told_refused = self._inbox.refused, self._inbox.refused
+            detail = f"{count} messages at QoS 0, or too large, since the start"
+            self._reporter.report(EventKind.MESSAGE_REJECTED, detail)
         self._reporter.flush()
         metrics = self._watch.feed.meter.measure(now, self._ledger.counts())
         self.on_metrics(metrics)

@@ -1,30 +1,25 @@
 """Hands a plan to the devices: places its stages, hands out their shards, publishes it, waits."""
 
-import queue
 import time
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 
-from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery, PublishOutcome
+from broker.mailbox import Mailbox
+from broker.transport import Callbacks, Connect, ConnectionSettings
 from contract import topics
-from contract.blob import BlobChunk, BlobRequest, encode_chunk, parse_blob
-from contract.command import FetchProgress, parse_command
-from contract.errors import DeliveryError, ShardError, ShardlineError, WireFormatError
+from contract.blob import BlobRequest, parse_blob
+from contract.command import MAX_COMMAND_BYTES, FetchProgress, parse_command
+from contract.errors import DeliveryError, ShardError, WireFormatError
 from contract.fleet import FleetView, is_live
 from contract.plan import Plan, Replica, place
 from contract.status import DeviceState, parse_status
+from planner.chunks import ChunkSender
 from planner.handout import HandOut
 from planner.progress import Progress
-from shards.source import ShardSource, shard_source
+from shards.source import shard_source
 
 RETAINED_WITHIN_S = 0.3
 """Time for the broker to hand over what it has retained: nothing tells that it was the last."""
-MAX_UNSENT = 16
-"""Chunks that wait to be written to the broker: a device that asks for more is made to wait."""
-UNSENT_PATIENCE_S = 5.0
 
 
 class Publisher:
@@ -37,18 +32,17 @@ class Publisher:
             BrokerUnreachableError, NotAuthorisedError: no connection.
         """
         self._cluster = cluster
-        self._inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._inbox = Mailbox(MAX_COMMAND_BYTES)  # the largest of what devices send us
         self._fleet = FleetView()
         self._name = name
-        self._source = ShardSource({})
         self._handing_out: HandOut | None = None
-        self._unsent: deque[Future[PublishOutcome]] = deque()
         self._connection = connect(
             ConnectionSettings(name=name), Callbacks(on_delivery=self._inbox.put)
         )
+        self._chunks = ChunkSender(self._connection, cluster, name)
         for topic_filter in (
             topics.status_filter(cluster),
-            topics.command_filter(cluster, name),
+            topics.answer_filter(cluster, name),
             topics.blob_filter(cluster, name),
         ):
             self._connection.subscribe(topic_filter)
@@ -96,7 +90,7 @@ class Publisher:
             ShardError: a file is not in ``folder``, or a device cannot keep its shard.
             DeliveryError: a device does not answer, or gets no further.
         """
-        self._source = shard_source(plan, folder)
+        self._chunks.source = shard_source(plan, folder)
         work = self._handing_out = HandOut(plan, time.monotonic())
         try:
             while work.unfinished():
@@ -173,38 +167,24 @@ class Publisher:
             self._listen()
 
     def _listen(self) -> None:
-        try:
-            delivery = self._inbox.get(timeout=0.1)
-        except queue.Empty:
+        delivery = self._inbox.get(timeout_s=0.1)
+        if delivery is None:
             return
         try:
             topic = topics.parse_topic(delivery.topic)
             if topic.kind == "status":
                 self._fleet.update(parse_status(delivery.payload, topic.sender))
-            elif topic.kind == "command" and self._handing_out is not None:
+            elif topic.kind == "answer" and self._handing_out is not None:
                 answer = parse_command(delivery.payload)
                 if isinstance(answer, FetchProgress):
                     self._handing_out.take(topic.sender, answer, time.monotonic())
             elif topic.kind == "blob" and topic.sender and self._handing_out is not None:
                 request = parse_blob(delivery.payload)
                 if isinstance(request, BlobRequest):
-                    self._serve(request, topic.sender)
+                    self._chunks.serve(request, topic.sender)
         except WireFormatError:
             pass  # somebody else's message on a topic of ours tells us nothing
         delivery.ack()
-
-    def _serve(self, request: BlobRequest, device: str) -> None:
-        answer = self._source.answer(request)
-        payload = (
-            encode_chunk(answer)
-            if isinstance(answer, BlobChunk)
-            else answer.model_dump_json().encode()
-        )
-        while self._unsent and (self._unsent[0].done() or len(self._unsent) >= MAX_UNSENT):
-            with suppress(ShardlineError, TimeoutError):  # what is lost, the device asks for again
-                self._unsent.popleft().result(timeout=UNSENT_PATIENCE_S)
-        topic = topics.blob_topic(self._cluster, device, self._name)
-        self._unsent.append(self._connection.publish(topic, payload, qos=0))
 
 
 def place_on(plan: Plan, devices: Sequence[str], cluster: str) -> Plan:

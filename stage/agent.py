@@ -16,11 +16,12 @@ from broker.reporter import EventReporter
 from broker.split import Elsewhere, SplitConnection
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
 from contract import topics
-from contract.errors import BrokerUnreachableError, PlanError, ShardlineError, WireFormatError
+from contract.errors import BrokerUnreachableError, PlanError, ShardlineError
 from contract.plan import Plan, StageSpec, parse_plan
 from contract.status import EventKind, ShardState
 from contract.version import SHARDLINE_VERSION
 from shards.cache import ShardCache
+from stage.admission import kind_of, unwelcome
 from stage.announcer import Announcer
 from stage.commands import CommandServer
 from stage.counters import StageCounters
@@ -103,6 +104,7 @@ class StageAgent:
         self._reporter: EventReporter | None = None
         self._unserved: bytes | None = None  # a plan whose edge brokers did not answer
         self._retry_at = 0.0
+        self._plans_heard = self._plans_obeyed = 0  # each counted by one thread
 
     def stop(self) -> None:
         """Ask :meth:`run` to finish the batch in hand and return. Safe in a signal handler."""
@@ -216,31 +218,36 @@ class StageAgent:
             self._reporter.report(kind, detail)
 
     def _enqueue(self, delivery: Delivery) -> None:
-        kind = _kind_of(delivery.topic)
-        if kind == "blob" and self._fetcher is not None and self._prober is not None:
+        kind = kind_of(delivery.topic)
+        problem = unwelcome(delivery, kind, self._max_input_bytes())
+        if problem is not None:
+            self._counters.add(rejected=1)
+            self._report(EventKind.MESSAGE_REJECTED, f"{delivery.topic}: {problem}")
+            delivery.ack()
+        elif kind == "blob" and self._fetcher is not None and self._prober is not None:
             own = topics.parse_topic(delivery.topic).sender == self._settings.device
             (self._prober if own else self._fetcher).on_blob(delivery)
-            return
-        if kind == "command" and self._commands is not None:
+        elif kind == "command" and self._commands is not None:
             self._commands.on_command(delivery)
-            return
-        if delivery.qos == 0:
-            # The receive maximum does not bound QoS 0: queueing it would let anyone fill our memory
-            self._counters.add(rejected=1)
-            self._report(
-                EventKind.MESSAGE_REJECTED, f"{delivery.topic}: sent at QoS 0, expected QoS 1"
-            )
-            return
-        self._inbox.put(_Received(delivery, now_us()))
+        else:
+            self._plans_heard += kind == "plan"
+            self._inbox.put(_Received(delivery, now_us()))
+
+    def _max_input_bytes(self) -> int | None:
+        """Of the plan that is served; None while there is none, or another one waits its turn."""
+        waiting = self._plans_heard > self._plans_obeyed
+        loaded = self._runner.loaded if self._commands is not None else None
+        return None if loaded is None or waiting else loaded.max_message_bytes
 
     def _serve(self) -> None:
         while not self._stopping.is_set():
             received = self._next()
             if received is None:
                 continue
-            kind = _kind_of(received.delivery.topic)
+            kind = kind_of(received.delivery.topic)
             if kind == "plan":
                 self._obey(received.delivery.payload)
+                self._plans_obeyed += 1
                 received.delivery.ack()
             elif kind == "status":
                 self._announcer.answer(received.delivery.payload)
@@ -294,7 +301,11 @@ class StageAgent:
             ):
                 self._runner.load(
                     replace(
-                        loaded, plan=plan, spec=spec, max_message_bytes=plan.max_message_bytes()
+                        loaded,
+                        plan=plan,
+                        spec=spec,
+                        max_message_bytes=plan.max_message_bytes(),
+                        earlier_feeders=loaded.feeders,
                     )
                 )
                 return
@@ -374,10 +385,3 @@ class StageAgent:
         self._connection.close()
         if self._runner.loaded is not None:
             self._runner.loaded.engine.close()
-
-
-def _kind_of(topic: str) -> str:
-    try:
-        return topics.parse_topic(topic).kind
-    except WireFormatError:
-        return "input"  # the runner rejects it with a report

@@ -1,8 +1,11 @@
 """What a stage remembers of batches: stale ones, ones in work, and the last outputs.
 
-Bounded without clocks: a low-watermark for each of the last 64 epochs, the batches whose output
-is not acknowledged yet, and the last few outputs. The key has the attempt in it: a new attempt must
-pass even when an earlier one was finished, since its output may have been lost behind us.
+Bounded without clocks: a low-watermark for each of the last 64 epochs that a sender passes on, for
+each of the last 64 senders; the batches whose output is not acknowledged yet; and the last few
+outputs. The key has the attempt in it: a new attempt must pass even when an earlier one was
+finished, since its output may have been lost behind us. And it has client and route in it: a sender
+is one before us on the route that it names (stage/runner.py sees to that), so whatever it makes up,
+be it epochs, watermarks or tensors, is about batches that come by itself.
 """
 
 import threading
@@ -13,11 +16,14 @@ from broker.transport import Delivery
 from contract.activation import Header
 
 EPOCHS_REMEMBERED = 64
+SENDERS_REMEMBERED = 64
 
 
 class AttemptKey(NamedTuple):
     """One attempt at one batch."""
 
+    client: str
+    route: tuple[str, ...]
     epoch: int
     seq: int
     attempt: int
@@ -25,7 +31,7 @@ class AttemptKey(NamedTuple):
     @classmethod
     def of(cls, header: Header) -> "AttemptKey":
         """The key of a message."""
-        return cls(*header.batch_id, header.attempt)
+        return cls(header.client, header.route, *header.batch_id, header.attempt)
 
 
 class Output(NamedTuple):
@@ -41,19 +47,30 @@ class SeenBatches:
     def __init__(self, outputs_kept: int) -> None:
         self._outputs_kept = outputs_kept
         self._lock = threading.Lock()
-        self._low: OrderedDict[int, int] = OrderedDict()
+        self._low: OrderedDict[str, OrderedDict[tuple[str, int], int]] = OrderedDict()
         self._in_work: dict[AttemptKey, list[Delivery]] = {}
         self._outputs: OrderedDict[AttemptKey, Output] = OrderedDict()
 
     def is_stale(self, header: Header) -> bool:
-        """Note the message's low-watermark; whether the batch lies below the highest one seen."""
+        """Note the message's low-watermark; whether the batch lies below the highest one seen.
+
+        A message says of itself that its batch is open: one whose watermark is above its own batch
+        is stale, and no watermark to go by.
+        """
         epoch, seq = header.batch_id
+        key = (header.client, epoch)
         with self._lock:
-            low = max(self._low.pop(epoch, 0), header.low)
-            self._low[epoch] = low
-            while len(self._low) > EPOCHS_REMEMBERED:
+            epochs = self._low.pop(header.sender, None) or OrderedDict()
+            self._low[header.sender] = epochs
+            low = epochs.pop(key, 0)
+            if header.low <= seq:
+                low = max(low, header.low)
+            epochs[key] = low
+            while len(epochs) > EPOCHS_REMEMBERED:
+                epochs.popitem(last=False)
+            while len(self._low) > SENDERS_REMEMBERED:
                 self._low.popitem(last=False)
-            return seq < low
+            return seq < max(low, header.low)
 
     def join(self, key: AttemptKey, delivery: Delivery) -> bool:
         """If this attempt is in work already, let ``delivery`` be acknowledged with it."""

@@ -41,8 +41,10 @@ def every_topic(cluster: str) -> list[str]:
         ]
         for to in USERS:
             found += [
+                topics.input_topic(cluster, to, PLAN_ID, 0, sender),
                 topics.input_topic(cluster, to, PLAN_ID, 1, sender),
                 topics.command_topic(cluster, to, sender),
+                topics.answer_topic(cluster, to, sender),
                 topics.result_topic(cluster, to, sender),
                 topics.nack_topic(cluster, to, sender),
                 topics.blob_topic(cluster, to, sender),
@@ -53,7 +55,7 @@ def every_topic(cluster: str) -> list[str]:
 EVERY_TOPIC = every_topic(CLUSTER) + every_topic("away")
 
 WRITES = {
-    "device": {"status", "input", "result", "nack", "blob", "command", "metrics", "event"},
+    "device": {"status", "input", "result", "nack", "blob", "answer", "metrics", "event"},
     "planner": {"command", "blob", "event"},
     "client": {"input", "pipeline_metrics", "event"},
     "observer": set[str](),
@@ -62,7 +64,7 @@ WRITES = {
 """Kinds of topics that a role writes in its own name."""
 READS_OWN = {
     "device": {"input", "command", "blob"},
-    "planner": {"command", "blob"},
+    "planner": {"answer", "blob"},
     "client": {"result", "nack"},
     "observer": set[str](),
     "health": set[str](),
@@ -89,6 +91,8 @@ def may_write(user: str, topic: Topic) -> bool:
         return False
     if topic.kind == "plan":
         return user == PLANNER
+    if topic.kind == "input" and (topic.stage_index == 0) != (role(user) == "client"):
+        return False  # clients feed the first stage and no other, devices all others
     return topic.sender == user and topic.kind in WRITES[role(user)]
 
 
