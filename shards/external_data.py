@@ -131,6 +131,8 @@ def _fields(data: mmap.mmap, part: _Part) -> Iterator[_Field]:
     at, end = part.begin, part.end
     while at < end:
         tag, at = _varint(data, at)
+        if tag >> 32:  # another reader may cut it off, and see another field
+            raise ValueError(f"the {part.kind} at byte {part.begin:,} is no protobuf message")
         wire = tag & 7
         if wire == _LENGTH:
             length, at = _varint(data, at)
