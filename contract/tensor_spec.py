@@ -31,7 +31,7 @@ class TensorSpec(FrozenModel):
 
     def bytes_of(self, images: int) -> int:
         """Bytes of the whole tensor with so many images."""
-        return self.bytes_per_image * images ** self.shape.count(BATCH)
+        return self.bytes_per_image * math.prod([images] * self.shape.count(BATCH))
 
     @property
     def bytes_per_image(self) -> int:

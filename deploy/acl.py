@@ -11,7 +11,7 @@ from deploy.inventory import HEALTH_USER, Fleet
 
 
 class Rights(NamedTuple):
-    """Topic filters of one user. What ``never`` names is denied, whatever ``write`` says."""
+    """Topic filters of one user. What ``never`` names is denied, whatever the others say."""
 
     write: tuple[str, ...]
     read: tuple[str, ...]

@@ -85,8 +85,10 @@ class HandOut:
         progress = self._progress.get(device)
         if progress is None:
             return 0.0
-        return 1.0 if progress.finished else min(
-            1.0, progress.done_bytes / max(1, progress.total_bytes)
+        return (
+            1.0
+            if progress.finished
+            else min(1.0, progress.done_bytes / max(1, progress.total_bytes))
         )
 
     def _is_due(self, device: str, now_s: float) -> bool:

@@ -56,7 +56,9 @@ def _carries(plan: Plan, edge: int) -> str:
 
 def new_table(title: str) -> Table:
     """A table with few lines, its title on the left and never markup."""
-    return Table(title=Text(title, "table.title"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        title=Text(title, "table.title"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
 
 
 def shape(spec: TensorSpec) -> str:

@@ -91,6 +91,7 @@ class ShardLoader:
                     f"in the folder of copied shards: {nearby}"
                 ) from nearby
 
+
 def _zeros(plan: Plan, spec: StageSpec) -> Tensors:
     """A full batch of nothing for this stage."""
     return {
@@ -99,4 +100,3 @@ def _zeros(plan: Plan, spec: StageSpec) -> Tensors:
         )
         for tensor in spec.inputs
     }
-

@@ -76,8 +76,10 @@ def test_the_answer_of_a_device_that_served_it_when_it_was_sent_is_accepted(
         ({"route": ("pi-0", "pi-9", "pi-2")}, "pi-2"),
         ({"attempt": 1}, "pi-2"),
     ],
-    ids=["sender", "own route", "stage", "client", "epoch", "number", "plan", "codec"]
-    + ["route of another", "attempt never sent"],
+    ids=[
+        *("sender", "own route", "stage", "client", "epoch", "number", "plan", "codec"),
+        *("route of another", "attempt never sent"),
+    ],
 )
 def test_anything_else_is_not(
     feed: Feed, ledger: Ledger, changes: dict[str, object], sender: str

@@ -101,6 +101,8 @@ def may_read(user: str, topic: Topic) -> bool:
         return False
     if topic.kind in READS_ALL[role(user)]:
         return True
+    if topic.kind == "input" and topic.stage_index == 0 and topic.sender == user:
+        return False  # what is denied is so both ways
     if topic.kind == "status" and role(user) == "device":
         return topic.sender == user
     return topic.to == user and topic.kind in READS_OWN[role(user)]

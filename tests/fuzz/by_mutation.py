@@ -42,7 +42,7 @@ def main() -> None:
                 target(data)
             else:
                 peak = max(peak, run_measured(target, data))
-        except BaseException:
+        except BaseException:  # noqa: BLE001 whatever it is, the input is kept
             signal.alarm(0)
             file = Path(findings) / f"{count}-{seed}.bin"
             file.write_bytes(data)

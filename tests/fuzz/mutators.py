@@ -1,11 +1,13 @@
-"""Inputs that get past the first check: checksums, lengths and ids are made to fit what was changed.
+"""Inputs that get past the first check: checksums, lengths and ids fit what was changed.
 
 A mutator takes an input and a random generator; the same generator gives the same input again.
 """
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -26,7 +28,24 @@ def _deep(levels: int) -> Any:
 
 
 NASTY: tuple[Any, ...] = (
-    *(None, True, False, -1, 0, 1, 2, 255, 2**31, 2**32, 2**53, 2**62, 2**63, 2**64, 10**30, 10**400),
+    *(
+        None,
+        True,
+        False,
+        -1,
+        0,
+        1,
+        2,
+        255,
+        2**31,
+        2**32,
+        2**53,
+        2**62,
+        2**63,
+        2**64,
+        10**30,
+        10**400,
+    ),
     *(0.0, -0.5, 1.5, 1e308, 5e-324, float("nan"), float("inf"), -float("inf")),
     *("", "0", "x", "batch", "\0", "\n", "\x1b[2J", "\ud800", "a" * 3000, "{0}%s%n", "[red]x[/]"),
     *("../../etc/passwd", "/etc/passwd", "$(id)", "float16", "int8", "float32", "9" * 20),
@@ -148,8 +167,6 @@ def plan(data: bytes, dice: Random) -> bytes:
             "digest": document["model"]["digest"],
             "stages": [{key: stage[key] for key in kept} for stage in document["stages"]],
         }
-        import hashlib
-
         canonical = json.dumps(computation, sort_keys=True, separators=(",", ":"))
         document["plan_id"] = hashlib.sha256(canonical.encode()).hexdigest()[:16]
     except (KeyError, TypeError):
@@ -188,13 +205,18 @@ def blob(data: bytes, dice: Random) -> bytes:
         return bytes_of(data, dice)
     message = bytes_of(data[1:], dice)
     if message[:4] == b"SLB1" and len(message) > 13 and dice.randrange(2):
-        message = message[:5] + struct.pack("<Q", xxhash.xxh3_64_intdigest(message[13:])) + message[13:]
+        message = (
+            message[:5] + struct.pack("<Q", xxhash.xxh3_64_intdigest(message[13:])) + message[13:]
+        )
     elif message[:1] == b"{":
-        try:
+        with suppress(ValueError, RecursionError):
             message = _dumps(json_of(json.loads(message), dice))
-        except (ValueError, RecursionError):
-            pass
     return b"\xff" + message
 
 
-MUTATORS: dict[str, Mutator] = {"activation": activation, "plan": plan, "shard": shard, "blob": blob}
+MUTATORS: dict[str, Mutator] = {
+    "activation": activation,
+    "plan": plan,
+    "shard": shard,
+    "blob": blob,
+}

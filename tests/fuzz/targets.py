@@ -1,7 +1,7 @@
 """What may not happen, whatever arrives: an exception outside our tree, an answer that is wrong,
 memory beyond what the input itself, or its plan, can justify.
 
-A target takes bytes and returns, or raises :class:`Violation` or anything else that is not ours.
+A target takes bytes and returns, or raises :class:`HarmError` or anything else that is not ours.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ int8 becomes float32. An input that only *says* how large it is gets none of it.
 MAX_MESSAGE = 1 << 20
 
 
-class Violation(AssertionError):
+class HarmError(AssertionError):
     """A target did what it must not do."""
 
 
@@ -81,7 +81,7 @@ def activation(data: bytes) -> None:
         return
     again = decode(encode(header, tensors))
     if again.header != header or set(again.tensors) != set(tensors):
-        raise Violation(f"{header} becomes {again.header}")
+        raise HarmError(f"{header} becomes {again.header}")
     for name, tensor in tensors.items():
         other = again.tensors[name]
         if (tensor.dtype, tensor.shape, tensor.tobytes()) != (
@@ -89,17 +89,17 @@ def activation(data: bytes) -> None:
             other.shape,
             other.tobytes(),
         ):
-            raise Violation(f"tensor {name!r} becomes another one")
+            raise HarmError(f"tensor {name!r} becomes another one")
     with contextlib.suppress(WireFormatError):
         expanded = expand(header.codec, SPECS, tensors)
         if header.codec != "float32":
             for spec in SPECS:
                 if not spec.fits(expanded[spec.name]):
-                    raise Violation(f"{spec.name}: {expanded[spec.name].shape} is not the plan's")
+                    raise HarmError(f"{spec.name}: {expanded[spec.name].shape} is not the plan's")
             with contextlib.suppress(WireFormatError):  # -128, or scales that no stage sends
                 sent = compress(header.codec, expanded)
                 if set(sent) != {spec.name for spec in wire_specs(header.codec, SPECS)}:
-                    raise Violation("compressing gives other tensors")
+                    raise HarmError("compressing gives other tensors")
 
 
 def _process(data: bytes) -> None:
@@ -111,7 +111,7 @@ def _process(data: bytes) -> None:
     bench.connection.published.clear()
     bench.events.clear()
     if acked != [True]:
-        raise Violation(f"the stage acknowledged it {len(acked)} times")
+        raise HarmError(f"the stage acknowledged it {len(acked)} times")
 
 
 def plan(data: bytes) -> None:
@@ -124,13 +124,13 @@ def plan(data: bytes) -> None:
     except PlanError:
         return
     if found.max_message_bytes() > MAX_MESSAGE_BYTES:
-        raise Violation("a plan of messages that nobody can carry")
+        raise HarmError("a plan of messages that nobody can carry")
     if parse_plan(found.to_json(), "again") != found:
-        raise Violation("the plan is another when it is read again")
+        raise HarmError("the plan is another when it is read again")
     parse_plan(found.to_message(), "the message")
     for device in [r.device for spot in found.placement for r in spot.replicas]:
         if found.stage_of(device) is None or found.replica_of(device) is None:
-            raise Violation(f"{device} is placed and serves nothing")
+            raise HarmError(f"{device} is placed and serves nothing")
     for edge in range(found.num_stages + 1):
         found.codec_of_edge(edge)
     found.edge_addresses()
@@ -138,7 +138,7 @@ def plan(data: bytes) -> None:
         watch = FeedWatch("client", None)
         watch.take_plan(found, 0.0)
         if watch.feed.window < 1 or watch.feed.router.choose() is not None:
-            raise Violation(f"a window of {watch.feed.window}, or a route without devices")
+            raise HarmError(f"a window of {watch.feed.window}, or a route without devices")
         watch.waiting_for()
 
 
@@ -156,12 +156,12 @@ def shard(data: bytes) -> None:
         size = (folder / WEIGHTS_FILE).stat().st_size
         for entry in read_layout(folder / WEIGHTS_FILE).values():
             if not 0 <= entry.offset <= entry.offset + entry.length <= size:
-                raise Violation(f"{entry} lies outside the file")
+                raise HarmError(f"{entry} lies outside the file")
         read_metadata(folder / WEIGHTS_FILE)
     with contextlib.suppress(ShardlineError):
         read_shard(folder, plan_, 1)
         if content != files[name] and name != "manifest.json":
-            raise Violation(f"a {name} of other bytes was accepted")
+            raise HarmError(f"a {name} of other bytes was accepted")
     find_copy(_room(), plan_.plan_id, 1, {plan_.stages[1].graph, plan_.stages[1].weights})
     if name == "graph.onnx":
         _graph(folder / name, content)
@@ -181,7 +181,7 @@ def _graph(path: Path, content: bytes) -> None:
     for tensor in tensors:
         for entry in tensor.external_data:
             if entry.key == "location" and entry.value != WEIGHTS_FILE:
-                raise Violation(f"ONNX reads {entry.value!r}, which was not noticed")
+                raise HarmError(f"ONNX reads {entry.value!r}, which was not noticed")
 
 
 class _Dice:
@@ -203,7 +203,7 @@ class _Dice:
 
 
 def blob(data: bytes) -> None:
-    """A message on a blob topic; or a whole fetch from a planner whose answers the input chooses."""
+    """A message on a blob topic, or a fetch from a planner whose answers the input chooses."""
     if data[:1] == b"\xff":
         _message(data[1:])
         return
@@ -218,17 +218,17 @@ def blob(data: bytes) -> None:
     with Download(expected, partial, chunk_bytes=256, window=1 + dice.below(6)) as download:
         _talk(download, ShardSource({expected.sha256: file}), expected, dice)
         if download.written_bytes > expected.size_bytes:
-            raise Violation(f"{download.written_bytes} bytes of {expected.size_bytes} are written")
+            raise HarmError(f"{download.written_bytes} bytes of {expected.size_bytes} are written")
         if not download.is_whole:
             return
         try:
             download.verify()
         except ShardHashMismatchError:
             if partial.exists():
-                raise Violation("wrong bytes are kept") from None
+                raise HarmError("wrong bytes are kept") from None
             return
     if partial.read_bytes() != TRANSFERRED:
-        raise Violation("other bytes passed for the file")
+        raise HarmError("other bytes passed for the file")
 
 
 def _message(data: bytes) -> None:
@@ -243,9 +243,9 @@ def _message(data: bytes) -> None:
         if isinstance(answer, BlobChunk):
             again = parse_blob(encode_chunk(answer))
             if not isinstance(again, BlobChunk) or bytes(again.data) != answer.data:
-                raise Violation("a chunk becomes another one")
+                raise HarmError("a chunk becomes another one")
     elif isinstance(found, BlobChunk) and len(found.data) > len(data):
-        raise Violation("a chunk of more bytes than its message")
+        raise HarmError("a chunk of more bytes than its message")
 
 
 def _talk(download: Download, source: ShardSource, expected: ShardFile, dice: _Dice) -> None:
@@ -259,7 +259,7 @@ def _talk(download: Download, source: ShardSource, expected: ShardFile, dice: _D
         request = waiting.pop(dice.below(len(waiting)))
         answer = source.answer(request)
         if not isinstance(answer, BlobChunk):
-            raise Violation(f"asked for {request}, which is not there")
+            raise HarmError(f"asked for {request}, which is not there")
         sha, offset, part = answer.sha256, answer.offset, bytes(answer.data)
         match dice.below(12):
             case 1:
@@ -295,7 +295,7 @@ def run_measured(target: Callable[[bytes], None], data: bytes) -> int:
     """Run a target; the most memory that it had at once, as far as Python and numpy tell.
 
     Raises:
-        Violation: more than an input of this size may cost.
+        HarmError: more than an input of this size may cost.
     """
     tracemalloc.start()
     try:
@@ -304,5 +304,5 @@ def run_measured(target: Callable[[bytes], None], data: bytes) -> int:
     finally:
         tracemalloc.stop()
     if peak > BASE_BYTES + PER_BYTE * len(data):
-        raise Violation(f"{peak:,} bytes of memory for an input of {len(data):,}")
+        raise HarmError(f"{peak:,} bytes of memory for an input of {len(data):,}")
     return peak

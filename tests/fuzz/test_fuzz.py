@@ -1,6 +1,7 @@
 """A bounded number of hostile inputs for each target; `make fuzz` is the long run."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -8,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.activation import decode
+from contract.errors import ShardlineError
 from contract.plan import parse_plan
 from shards.external_data import check_external_data
 from tests.fuzz import targets
 from tests.fuzz.corpus import CORPUS, built
 from tests.fuzz.mutators import MUTATORS, bytes_of
-from tests.fuzz.targets import TARGETS, Violation, run_measured
+from tests.fuzz.targets import TARGETS, HarmError, run_measured
 
 EXAMPLES = 300
 
@@ -63,11 +65,9 @@ def test_mutators_get_past_the_first_check(name: str) -> None:
         pytest.skip("these have no checksum to get past")
     for _ in range(400):
         data = MUTATORS[name](dice.choice(CORPUS[name]()), dice)
-        try:
+        with suppress(ShardlineError):
             accepted[name](data)
             passed += 1
-        except Exception as error:
-            assert not isinstance(error, AssertionError)
     assert passed > 10
 
 
@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_input() -> None:
 
 
 def test_a_target_that_takes_too_much_memory_is_noticed() -> None:
-    with pytest.raises(Violation, match="bytes of memory"):
+    with pytest.raises(HarmError, match="bytes of memory"):
         run_measured(lambda _data: bytearray(targets.BASE_BYTES + 2**20) and None, b"x")
 
 
@@ -92,5 +92,5 @@ def test_a_graph_that_names_another_file_is_noticed_by_the_target_s_oracle(
     targets.shard(evil)
     assert check_external_data is targets.check_external_data
     monkeypatch.setattr(targets, "check_external_data", lambda _path, _size: None)
-    with pytest.raises(Violation, match="etc/passwd"):
+    with pytest.raises(HarmError, match="etc/passwd"):
         targets.shard(evil)

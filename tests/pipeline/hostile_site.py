@@ -169,7 +169,7 @@ class Traffic:
                     self.wrong += not is_answer_of(end)
                 else:
                     self.dead += 1
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 the test is told
             self.error = error
 
     def goes_on(self, count: int = 40) -> None:
@@ -199,10 +199,9 @@ class HostileSite:
         self.plan: Plan = place_on(plan, [HONEST[0], [HONEST[1], INSIDER], HONEST[2]], CLUSTER)
         self.observer = Peer(ground, OBSERVER)
         self.observer.connection.subscribe(topics.event_filter(CLUSTER))
-        self.planner = Peer(ground, PLANNER)
-        assert self.planner.may(
-            topics.plan_topic(CLUSTER), self.plan.to_message().encode(), retain=True
-        )
+        planner = Peer(ground, PLANNER)
+        assert planner.may(topics.plan_topic(CLUSTER), self.plan.to_message().encode(), retain=True)
+        planner.close()  # a user is one connection: tests have their own planner
         self._agents = [self._agent(device) for device in HONEST]
         self._threads = [threading.Thread(target=agent.run) for agent in self._agents]
         for thread in self._threads:
@@ -228,8 +227,7 @@ class HostileSite:
                 agent.stop()
             for thread in self._threads:
                 thread.join(timeout=10)
-            for peer in (self.observer, self.planner):
-                peer.close()
+            self.observer.close()
 
     def events(self, sender: str) -> list[str]:
         """What a process has reported, as an observer sees it."""
@@ -272,8 +270,4 @@ class HostileSite:
 
 def refused_in(log: str, user: str, topic: str) -> bool:
     """Whether the broker has written down that it did not let a user publish on a topic."""
-    return any(
-        "Denied PUBLISH from " + user in line and topic in line for line in log.splitlines()
-    )
-
-
+    return any("Denied PUBLISH from " + user in line and topic in line for line in log.splitlines())

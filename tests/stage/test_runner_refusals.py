@@ -223,7 +223,7 @@ FORGED: dict[str, Callable[[Bench], tuple[bytes, str]]] = {
 }
 
 
-.mark.parametrize("kind", FORGED)
+@pytest.mark.parametrize("kind", FORGED)
 def test_a_batch_from_who_is_not_before_us_on_its_route_is_told_to_nobody(
     bench: Bench, kind: str
 ) -> None:
