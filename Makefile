@@ -7,6 +7,7 @@
 #   make bench                               the benchmarks; prints ratios taken in one run
 #   make bench-transfer                      a shard over a 100 Mbit/s link; needs root
 #   make bench-cluster                       predictions on emulated devices; needs root
+#   make fuzz [MINUTES=10]                   the decoders against hostile inputs, each so long
 #   make setup                               virtual environment in .venv, Mosquitto
 #
 # TORCH_INDEX_URL: another pip index for torch, such as PyTorch's index of CPU builds, where pip's
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 export TORCH_INDEX_URL
 VENV := .venv/bin
 
-.PHONY: help setup demo test lint test-containers bench bench-transfer bench-cluster clean
+.PHONY: help setup demo test lint fuzz test-containers bench bench-transfer bench-cluster clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -36,6 +37,9 @@ lint: setup
 
 test: lint
 	$(VENV)/python -m pytest
+
+fuzz: setup
+	$(VENV)/python -m tests.fuzz --minutes $(or $(MINUTES),10)
 
 test-containers: setup
 	scripts/images

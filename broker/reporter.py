@@ -11,6 +11,7 @@ import time
 from broker.transport import Connection
 from contract import topics
 from contract.errors import BrokerError
+from contract.printable import printable
 from contract.status import Event, EventKind
 
 MIN_INTERVAL_S = 1.0
@@ -60,7 +61,7 @@ class EventReporter:
             kind=kind,
             sender=self._sender,
             time_unix_s=round(time.time(), 3),
-            detail=detail[:MAX_DETAIL].encode("utf-8", "backslashreplace").decode(),
+            detail=printable(detail[:MAX_DETAIL])[:MAX_DETAIL],
             count=count,
         )
         try:

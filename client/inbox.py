@@ -9,6 +9,7 @@ from broker.transport import Delivery, PublishOutcome
 from client.batch import NobodyThere
 from contract.activation import BatchId
 from contract.errors import BrokerError, NotAuthorisedError
+from contract.plan import MAX_PLAN_BYTES
 
 Heard = Delivery | bool | NobodyThere | BaseException
 """What comes out; a boolean is a connect, with session present."""
@@ -21,6 +22,8 @@ class Inbox:
         self._queue: queue.SimpleQueue[Heard] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._refused = 0
+        self.max_bytes = MAX_PLAN_BYTES
+        """Of the largest message that anybody may have for us; whoever knows the plan raises it."""
 
     @property
     def refused(self) -> int:
@@ -28,10 +31,15 @@ class Inbox:
         return self._refused
 
     def hear(self, delivery: Delivery) -> None:
-        """Take a delivery. Nothing bounds what comes at QoS 0, and nothing of ours does."""
-        if delivery.qos == 0:
+        """Take a delivery.
+
+        Not what comes at QoS 0, which nothing bounds, nor what is larger than anything of ours:
+        none of ours does either, and the rest would fill our memory before we have looked at it.
+        """
+        if delivery.qos == 0 or len(delivery.payload) > self.max_bytes:
             with self._lock:  # each connection has a thread of its own
                 self._refused += 1
+            delivery.ack()
         else:
             self._queue.put(delivery)
 

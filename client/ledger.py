@@ -21,7 +21,8 @@ from contract.metrics import Ledger as LedgerCounts
 class Entry:
     """One open batch.
 
-    ``earlier_strikes``: what was held against it when the client was started before.
+    ``earlier_strikes``: what was held against it when the client was started before. ``routes`` are
+    those of all attempts that this process sent, by attempt.
     """
 
     batch_id: BatchId
@@ -34,6 +35,7 @@ class Entry:
     give_up_at: float = math.inf
     why: str = ""  # the reason of the next retry, when it is not the deadline
     refusals: list[str] = field(default_factory=list)
+    routes: dict[int, tuple[str, ...]] = field(default_factory=dict)
     sending: Future[PublishOutcome] | None = None  # done once the broker has the latest attempt
     deaths: int = 0
     earlier_strikes: int = 0
@@ -123,6 +125,7 @@ class Ledger:
         """A (further) attempt went out by ``route``."""
         entry.attempt += 1
         entry.route, entry.retry_at, entry.why = route, retry_at, ""
+        entry.routes[entry.attempt] = route
         if entry.attempt:
             self._retried += 1
 

@@ -134,6 +134,11 @@ def run_for(
     for end in pipeline.run(work()):
         if not isinstance(end, BatchResult):
             raise DeliveryError(f"batch {end.batch_id} has no result: {end.reason}: {end.detail}")
+        if len(end.hops) != pipeline.plan.num_stages:
+            raise DeliveryError(
+                f"the result of batch {end.batch_id} tells of {len(end.hops)} stages, the plan has "
+                f"{pipeline.plan.num_stages}: is one of its devices of another version?"
+            )
         results.append(end)
         got.append(time.time_ns() // 1000)
         progress(step, min(1.0, (time.perf_counter() - begun) / seconds))

@@ -29,7 +29,7 @@ from contract.errors import DeliveryError, JournalError, PlanError, ShardError, 
 from contract.metrics import Ledger as LedgerCounts
 from contract.metrics import PipelineMetrics
 from contract.nack import parse_nack
-from contract.plan import Plan, parse_plan
+from contract.plan import MAX_PLAN_BYTES, Plan, parse_plan
 from contract.status import EventKind, parse_status
 
 TICK_S = 0.05
@@ -76,7 +76,7 @@ class Pipeline:
         self._settling = Settling(record)
         self._ended: list[Ended] = []
         self._early: list[Delivery] = []
-        self._rejected = 0
+        self._rejected = self._told_refused = 0
         self._last_tick = self._last_metrics = time.monotonic()
         self.on_metrics: Callable[[PipelineMetrics], None] = lambda _metrics: None
         self._self_test = SelfTest(
@@ -287,6 +287,8 @@ class Pipeline:
                 if topic.kind == "result" and self._holds_early(item):
                     return
                 raise WireFormatError("left over from an earlier run of this name")
+            if item.retained and topic.kind in ("result", "nack"):
+                raise WireFormatError("retained, which no device of ours does")
             if topic.kind == "result":
                 self._receiver.on_result(item.payload, topic.sender)
             elif topic.kind == "nack":
@@ -324,6 +326,7 @@ class Pipeline:
         if self._journal is not None:
             self._journal.take_plan(plan)
         # All of them, not our own two: we pause while one is away, and hear which one forgot us.
+        self._inbox.max_bytes = max(MAX_PLAN_BYTES, plan.max_message_bytes())
         moved = self._connection.use(plan.edge_addresses(), plan.num_stages)
         if self._watch.take_plan(plan, time.monotonic()):
             self._reporter.report(EventKind.PLAN_CHANGED, f"now plan {plan.plan_id} ({plan.name})")
@@ -341,6 +344,10 @@ class Pipeline:
 
     def _publish_metrics(self, now: float) -> None:
         self._last_metrics = now
+        if self._inbox.refused > self._told_refused:
+            count, self._told_refused = self._inbox.refused, self._inbox.refused
+            detail = f"{count} messages at QoS 0, or too large, since the start"
+            self._reporter.report(EventKind.MESSAGE_REJECTED, detail)
         self._reporter.flush()
         metrics = self._watch.feed.meter.measure(now, self._ledger.counts())
         self.on_metrics(metrics)

@@ -25,13 +25,12 @@ import xxhash
 
 from contract.codec import CODECS, Codec
 from contract.errors import WireFormatError
-from contract.tensor_spec import Tensors
+from contract.placement import MAX_STAGES
+from contract.tensor_spec import MAX_RANK, MAX_TENSORS, Tensors
 from contract.topics import is_name, is_plan_id
 
 FORMAT = "shardline/1"
 MAX_HEADER_BYTES = 64 * 1024
-MAX_TENSORS = 64
-MAX_RANK = 8
 
 _PREFIX = b'{"__metadata__":{"checksum":"'
 _CHECKSUM = slice(8 + len(_PREFIX), 8 + len(_PREFIX) + 16)
@@ -97,6 +96,11 @@ class Header:
     trace: tuple[Hop, ...] = ()
     codec: Codec = "float32"
     scalars: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def sender(self) -> str:
+        """Who sends this message by its own word: the device before on the route, or the client."""
+        return self.route[self.stage_index - 1] if self.stage_index else self.client
 
 
 class Activation(NamedTuple):
@@ -249,6 +253,10 @@ def _parse_metadata(metadata: dict[str, Any]) -> Header:
         codec=metadata["codec"],
         scalars=_parse_scalars(metadata["scalars"]),
     )
+    if len(header.route) > MAX_STAGES:
+        raise WireFormatError(
+            f"message header: a route of {len(header.route):,} devices, at most {MAX_STAGES}"
+        )
     if not all(map(is_name, (header.client, *header.route))):
         raise WireFormatError("message header: the client or a device of the route is no name")
     if header.stage_index > len(header.route) or len(header.trace) > header.stage_index:
@@ -286,6 +294,8 @@ def _parse_tensors(document: dict[str, Any], payload: bytes, start: int) -> Tens
         dtype = _DTYPES[entry["dtype"]]
         shape: Sequence[int] = entry["shape"]
         begin, end = entry["data_offsets"]
+        if type(begin) is not int or type(end) is not int:  # true is 1 to Python, and to no other
+            raise WireFormatError(f"tensor {name!r:.80}: offsets {begin!r:.40} and {end!r:.40}")
         if len(shape) > MAX_RANK or any(type(d) is not int or d < 0 for d in shape):
             raise WireFormatError(f"tensor {name!r:.80}: shape {shape!r:.80} is not allowed")
         count = 1

@@ -21,7 +21,8 @@ import xxhash
 from pydantic import Field, TypeAdapter, ValidationError
 
 from contract.errors import WireFormatError
-from contract.frozen import FrozenModel, explain
+from contract.frozen import Count, FrozenModel, explain
+from contract.printable import Detail
 
 MAX_CHUNK_BYTES = 1024 * 1024
 MAX_BLOB_JSON_BYTES = 4096
@@ -39,7 +40,7 @@ class BlobRequest(FrozenModel):
     kind: Literal["request"] = "request"
     format_version: Literal[1] = 1
     sha256: Sha256
-    offset: int = Field(ge=0)
+    offset: Count
     length: int = Field(gt=0, le=MAX_CHUNK_BYTES)
 
 
@@ -49,7 +50,7 @@ class BlobRefusal(FrozenModel):
     kind: Literal["refusal"] = "refusal"
     format_version: Literal[1] = 1
     sha256: Sha256
-    detail: str = Field(max_length=500)
+    detail: Detail
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import WireFormatError
-from contract.tensor_spec import BATCH, Tensors, TensorSpec, check_tensors
+from contract.tensor_spec import Tensors, TensorSpec, check_tensors
 
 Codec = Literal["float32", "float16", "int8", "int8-per-channel"]
 """How an activation travels: as it is, in half precision, or in 8 bits with a scale for each image
@@ -68,9 +68,7 @@ def _wire_specs(codec: Codec, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec
 
 def encoded_bytes(codec: Codec, specs: Sequence[TensorSpec], batch: int) -> int:
     """Bytes of all tensors of a message of ``batch`` images, exactly; the header comes on top."""
-    return sum(
-        spec.bytes_per_image * batch ** spec.shape.count(BATCH) for spec in wire_specs(codec, specs)
-    )
+    return sum(spec.bytes_of(batch) for spec in wire_specs(codec, specs))
 
 
 def compress(codec: Codec, tensors: Tensors) -> Tensors:

@@ -1,13 +1,18 @@
-"""What a planner asks a device, and what the device answers; both on the command topic of the
-receiver. An answer carries the request's id, so that an asker knows its own."""
+"""What a planner asks a device, and what the device answers.
+
+Requests and answers go by topics of different kinds: a device may write answers and no request, so
+nobody but a planner can make a device work. An answer carries the request's id, so that an asker
+knows its own.
+"""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from contract.errors import WireFormatError
-from contract.frozen import FrozenModel, explain
+from contract.frozen import Count, FrozenModel, explain
 from contract.plan import ShardFile
+from contract.printable import Detail, PlainText
 from contract.tensor_spec import TensorSpec
 
 MAX_COMMAND_BYTES = 256 * 1024
@@ -15,10 +20,11 @@ MAX_WEIGHTS = 2000
 """Weights that one measurement makes up; with offsets of ten digits they fit into a command."""
 MAX_KERNELS = 2500
 MAX_KERNEL_NAME = 200
+MAX_CORES = 4096
+MAX_UNIX_TIME_S = 1e12
 RequestId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-Ms = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-ErrorText = Annotated[str, Field(max_length=2000)]
+Ms = Annotated[float, Field(ge=0, le=1e12)]
+Rate = Annotated[float, Field(gt=0, le=1e15)]
 
 
 class Fetch(FrozenModel):
@@ -28,7 +34,7 @@ class Fetch(FrozenModel):
     format_version: Literal[1] = 1
     request_id: RequestId
     plan_id: str = Field(pattern=r"^[0-9a-f]{16}$")
-    stage_index: int = Field(ge=0)
+    stage_index: Count
     files: tuple[ShardFile, ...] = Field(min_length=1, max_length=16)
 
 
@@ -38,10 +44,10 @@ class FetchProgress(FrozenModel):
     kind: Literal["fetch_progress"] = "fetch_progress"
     format_version: Literal[1] = 1
     request_id: RequestId
-    done_bytes: int = Field(ge=0)
-    total_bytes: int = Field(ge=0)
+    done_bytes: Count
+    total_bytes: Count
     finished: bool = False
-    error: str | None = Field(default=None, max_length=2000)
+    error: Detail | None = None
 
 
 class Examine(FrozenModel):
@@ -64,28 +70,28 @@ class Examination(FrozenModel):
     kind: Literal["examination"] = "examination"
     format_version: Literal[1] = 1
     request_id: RequestId
-    unix_time_s: float
-    shardline_version: str
-    machine: str
-    processor: str | None
-    board: str | None
-    kernel: str
+    unix_time_s: float = Field(ge=-MAX_UNIX_TIME_S, le=MAX_UNIX_TIME_S)
+    shardline_version: PlainText
+    machine: PlainText
+    processor: PlainText | None
+    board: PlainText | None
+    kernel: PlainText
     kernel_command_line: str = Field(max_length=8192)
-    cores: int
-    engine: str
-    engine_version: str
-    memory_total_bytes: int
-    memory_available_bytes: int
-    memory_limit_bytes: int | None
-    memory_used_bytes: int | None
+    cores: int = Field(ge=1, le=MAX_CORES)
+    engine: PlainText
+    engine_version: PlainText
+    memory_total_bytes: Count
+    memory_available_bytes: Count
+    memory_limit_bytes: Count | None
+    memory_used_bytes: Count | None
     memory_controller: bool
-    cache_dir: str
-    cache_total_bytes: int | None
-    cache_free_bytes: int | None
+    cache_dir: PlainText
+    cache_total_bytes: Count | None
+    cache_free_bytes: Count | None
     cache_writable: bool
     temperature_celsius: float | None
-    throttled: int | None = Field(ge=0)
-    threads: int | None = Field(default=None, ge=1)
+    throttled: int | None = Field(ge=0, lt=2**32)
+    threads: int | None = Field(default=None, ge=1, le=MAX_CORES)
     processors_limit: float | None = Field(default=None, gt=0)
 
 
@@ -96,8 +102,8 @@ class GeneratedWeight(FrozenModel):
     long as nothing overflows or dies out, so weights need not travel to be measured.
     """
 
-    offset: int = Field(ge=0)
-    length: int = Field(gt=0)
+    offset: Count
+    length: int = Field(gt=0, lt=2**63)
     dtype: Literal["float16", "float32", "float64"]
     scale: float = Field(gt=0, le=1000)
 
@@ -115,7 +121,7 @@ class Measure(FrozenModel):
     format_version: Literal[1] = 1
     request_id: RequestId
     graph: ShardFile
-    weights_size_bytes: int = Field(ge=0)
+    weights_size_bytes: Count
     weights: tuple[GeneratedWeight, ...] = Field(max_length=MAX_WEIGHTS)
     inputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=16)
     batch_size: int = Field(gt=0, le=4096)
@@ -126,6 +132,8 @@ class Measure(FrozenModel):
     def _weights_lie_in_the_file(self) -> Self:
         if any(w.offset + w.length > self.weights_size_bytes for w in self.weights):
             raise ValueError(f"a weight ends behind byte {self.weights_size_bytes:,}")
+        if self.weight_bytes > self.weights_size_bytes:  # it would be written many times over
+            raise ValueError(f"weights of {self.weight_bytes:,} bytes in all overlap")
         return self
 
     @property
@@ -140,7 +148,7 @@ class Measuring(FrozenModel):
     kind: Literal["measuring"] = "measuring"
     format_version: Literal[1] = 1
     request_id: RequestId
-    step: str = Field(max_length=200)
+    step: Detail
 
 
 class Timings(FrozenModel):
@@ -154,14 +162,14 @@ class Timings(FrozenModel):
     """
 
     whole_ms: Ms
-    kernels: tuple[
-        tuple[Annotated[str, Field(max_length=MAX_KERNEL_NAME)], Annotated[float, Field(ge=0)]], ...
-    ] = Field(max_length=MAX_KERNELS)
+    kernels: tuple[tuple[Annotated[str, Field(max_length=MAX_KERNEL_NAME)], Ms], ...] = Field(
+        max_length=MAX_KERNELS
+    )
     unpacked_whole_ms: Ms | None
-    base_bytes: int = Field(ge=0)
-    load_peak_bytes: int = Field(ge=0)
-    peak_bytes: int = Field(ge=0)
-    unpacked_peak_bytes: int | None = Field(ge=0)
+    base_bytes: Count
+    load_peak_bytes: Count
+    peak_bytes: Count
+    unpacked_peak_bytes: Count | None
     sustained_share: float | None = Field(gt=0)
 
 
@@ -176,11 +184,11 @@ class Measured(FrozenModel):
     format_version: Literal[1] = 1
     request_id: RequestId
     timings: Timings | None = None
-    error: ErrorText | None = None
+    error: Detail | None = None
     busy: bool = False
     temperature_before_celsius: float | None = None
     temperature_after_celsius: float | None = None
-    throttled: int | None = Field(default=None, ge=0)
+    throttled: int | None = Field(default=None, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -226,7 +234,7 @@ class LinkProbe(FrozenModel):
     byte_ms: Ms | None = None
     processor_share: float | None = Field(default=None, gt=0, le=1)
     busy: bool = False
-    error: ErrorText | None = None
+    error: Detail | None = None
 
 
 Command = (
@@ -244,7 +252,7 @@ _ANY: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator=
 
 
 def parse_command(payload: bytes) -> Command:
-    """Read a message of a command topic.
+    """Read a message of a command or an answer topic.
 
     Raises:
         WireFormatError: too large, not JSON, or no command of format 1.

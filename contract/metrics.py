@@ -7,18 +7,19 @@ last interval (about a second). A field that a board cannot tell is ``null``.
 from typing import Literal
 
 from contract.frozen import FrozenModel
+from contract.printable import PlainText
 
 
 class DeviceMetrics(FrozenModel):
     """One JSON object a second from each device agent."""
 
     format_version: Literal[1] = 1
-    device: str
+    device: PlainText
     time_unix_s: float
     uptime_s: float
-    plan_id: str | None
+    plan_id: PlainText | None
     stage_index: int | None
-    shard: str
+    shard: PlainText
     batches_total: int
     images_total: int
     batches_per_s: float
@@ -68,9 +69,9 @@ class PipelineMetrics(FrozenModel):
     """One JSON object a second from each client that feeds the pipeline."""
 
     format_version: Literal[1] = 1
-    client: str
+    client: PlainText
     time_unix_s: float
-    plan_id: str
+    plan_id: PlainText
     window: int
     batches_per_s: float
     images_per_s: float

@@ -7,9 +7,11 @@ from pydantic import Field, ValidationError
 
 from contract.activation import BatchId
 from contract.errors import WireFormatError
-from contract.frozen import FrozenModel, explain
+from contract.frozen import Count, FrozenModel, explain
+from contract.placement import MAX_STAGES
+from contract.printable import Detail, PlainText
 
-MAX_NACK_BYTES = 16 * 1024  # 2,000 characters of detail, escaped at their longest
+MAX_NACK_BYTES = 32 * 1024  # 2,000 characters of detail and 256 names, escaped at their longest
 
 
 class NackReason(StrEnum):
@@ -38,17 +40,23 @@ POISONOUS = frozenset(
 
 
 class Nack(FrozenModel):
-    """A refusal, published on the client's nack topic as JSON."""
+    """A refusal, published on the client's nack topic as JSON.
+
+    ``route`` is the one that the refused message named. A stage answers only a message whose sender
+    is the one before it on that route, so whoever wants a batch of others refused must name a route
+    that leads through itself, which is not the one that the client gave.
+    """
 
     format_version: Literal[1] = 1
-    plan_id: str
+    plan_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     epoch: str = Field(pattern=r"^[0-9a-f]{16}$")
-    seq: int = Field(ge=0)
-    attempt: int = Field(ge=0)
-    stage_index: int = Field(ge=0)
-    device: str
+    seq: Count
+    attempt: Count
+    stage_index: Count
+    route: tuple[PlainText, ...] = Field(max_length=MAX_STAGES)
+    device: PlainText
     reason: NackReason = Field(strict=False)
-    detail: str = Field(max_length=2000)
+    detail: Detail
 
     @property
     def batch_id(self) -> BatchId:

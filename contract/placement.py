@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field
 from contract import topics
 from contract.frozen import FrozenModel
 
+MAX_STAGES = 256
+"""Of a plan: more names would not fit into the header of a message with their times."""
 MAX_ADDRESS = 262  # the longest host name, a colon, five digits
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*))(?::([0-9]{1,5}))?")
 

@@ -16,18 +16,22 @@ from pydantic import Field, ValidationError, model_validator
 from contract.codec import Codec as Codec  # it is a word of the plan
 from contract.codec import encoded_bytes
 from contract.errors import PlanError
-from contract.frozen import FrozenModel, explain
+from contract.frozen import Count, FrozenModel, explain
+from contract.placement import MAX_STAGES, map_topics
 from contract.placement import EdgeBroker as EdgeBroker  # words of the plan
 from contract.placement import Placement as Placement
 from contract.placement import Replica as Replica
 from contract.placement import StageTopics as StageTopics
-from contract.placement import map_topics
 from contract.prediction import Measurement, Prediction, SegmentCosts, Verdict
-from contract.tensor_spec import TensorSpec
+from contract.tensor_spec import MAX_TENSORS, TensorSpec
 
 FORMAT_VERSION: Literal[2] = 2
 PLAN_FILE = "plan.json"
 MAX_PLAN_BYTES = 4 * 1024 * 1024
+MAX_BATCH_SIZE = 4096
+MAX_IMAGE_SIDE = 8192
+MAX_MESSAGE_BYTES = 268_435_455
+"""What MQTT itself can carry (MQTT 5.0, section 1.5.5): a plan with larger messages cannot run."""
 
 
 class ImageInput(FrozenModel):
@@ -40,9 +44,9 @@ class ImageInput(FrozenModel):
 
     kind: Literal["image"] = "image"
     channels: Literal[1, 3]
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
-    resize: int = Field(gt=0)
+    height: int = Field(gt=0, le=MAX_IMAGE_SIDE)
+    width: int = Field(gt=0, le=MAX_IMAGE_SIDE)
+    resize: int = Field(gt=0, le=MAX_IMAGE_SIDE)
     interpolation: Literal["nearest", "bilinear", "bicubic"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -69,7 +73,7 @@ class ShardFile(FrozenModel):
     """One file of a shard."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size_bytes: int = Field(ge=0)
+    size_bytes: Count
 
 
 class StageSpec(FrozenModel):
@@ -78,16 +82,16 @@ class StageSpec(FrozenModel):
     ``codec`` is how its outputs travel. It is part of the computation: it may change the answer.
     """
 
-    stage_index: int = Field(ge=0)
-    first_segment: int = Field(ge=0)
+    stage_index: int = Field(ge=0, lt=MAX_STAGES)
+    first_segment: Count
     end_segment: int = Field(gt=0)
-    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
-    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=MAX_TENSORS)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=MAX_TENSORS)
     codec: Codec = "float32"
     graph: ShardFile
     weights: ShardFile
-    weight_bytes: int = Field(ge=0)
-    flops_per_image: int = Field(ge=0)
+    weight_bytes: Count
+    flops_per_image: Count
     predicted_ms_per_batch: float | None = Field(default=None, ge=0)
 
     @property
@@ -141,8 +145,8 @@ class Plan(FrozenModel):
     plan_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     name: str
     model: ModelInfo
-    batch_size: int = Field(gt=0)
-    stages: tuple[StageSpec, ...] = Field(min_length=1)
+    batch_size: int = Field(gt=0, le=MAX_BATCH_SIZE)
+    stages: tuple[StageSpec, ...] = Field(min_length=1, max_length=MAX_STAGES)
     tied_weights: tuple[str, ...] = ()
     verified_with: Mapping[str, str]
     verification: Verification
@@ -182,6 +186,11 @@ class Plan(FrozenModel):
         if len(edges) != len(set(edges)) or any(edge > len(self.stages) for edge in edges):
             raise ValueError(
                 f"edge_brokers name the edges {edges}: expected each once, 0 to {len(self.stages)}"
+            )
+        if self.max_message_bytes() > MAX_MESSAGE_BYTES:
+            raise ValueError(
+                f"messages of {self.max_message_bytes():,} bytes: MQTT carries at most "
+                f"{MAX_MESSAGE_BYTES:,}; use a smaller batch than {self.batch_size}"
             )
         if self.plan_id != compute_plan_id(self.model.digest, self.stages):
             raise ValueError("plan_id is not the hash of this plan's stages")

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from contract.frozen import FrozenModel
 
+MAX_WINDOW = 65_536
+"""Batches in flight: what a client holds in memory by the word of a plan has a bound."""
 Strategy = Literal["single", "replicas", "pipeline", "mixed"]
 """One device; the whole model on several; one device for each stage; several for some stages."""
 
@@ -59,7 +61,7 @@ class Prediction(FrozenModel):
     images_per_s: float = Field(gt=0)
     latency_ms: float = Field(ge=0)
     loaded_latency_ms: float = Field(ge=0)
-    window: int = Field(gt=0)
+    window: int = Field(gt=0, le=MAX_WINDOW)
     bottleneck: str
     bound_images_per_s: float = Field(gt=0)
     broker_bytes_per_image: float = Field(ge=0)

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError
 
 from contract.errors import WireFormatError
 from contract.frozen import FrozenModel, explain
+from contract.printable import PlainText
 
 MAX_STATUS_BYTES = 64 * 1024
 
@@ -31,12 +32,12 @@ class ShardState(StrEnum):
 class Capabilities(FrozenModel):
     """What a device has to offer."""
 
-    machine: str
+    machine: PlainText
     cores: int
     memory_bytes: int
-    engine: str
-    engine_version: str
-    shardline_version: str
+    engine: PlainText
+    engine_version: PlainText
+    shardline_version: PlainText
 
 
 class DeviceStatus(FrozenModel):
@@ -48,13 +49,13 @@ class DeviceStatus(FrozenModel):
     """
 
     format_version: Literal[1] = 1
-    device: str
+    device: PlainText
     state: DeviceState = Field(strict=False)
     boot: int
     shard: ShardState = Field(default=ShardState.IDLE, strict=False)
-    plan_id: str | None = None
+    plan_id: PlainText | None = None
     stage_index: int | None = None
-    error: str | None = None
+    error: PlainText | None = None
     capabilities: Capabilities | None = None
 
 
@@ -78,9 +79,9 @@ class Event(FrozenModel):
 
     format_version: Literal[1] = 1
     kind: EventKind = Field(strict=False)
-    sender: str
+    sender: PlainText
     time_unix_s: float
-    detail: str
+    detail: PlainText
     count: int = 1
 
 

@@ -15,16 +15,23 @@ BATCH = "batch"
 """The symbolic leading dimension: how many images a message carries."""
 
 DType = Literal["uint8", "int8", "int32", "int64", "float16", "float32", "float64", "bool"]
-Size = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(gt=0, lt=2**63)]
 Tensors = Mapping[str, npt.NDArray[np.generic]]
+MAX_RANK = 8
+MAX_TENSORS = 64
+MAX_TENSOR_NAME = 1000
 
 
 class TensorSpec(FrozenModel):
     """Name, dtype and shape of one tensor. A dimension is a size, or the word ``batch``."""
 
-    name: str
+    name: str = Field(max_length=MAX_TENSOR_NAME)
     dtype: DType
-    shape: tuple[Size | Literal["batch"], ...]
+    shape: tuple[Size | Literal["batch"], ...] = Field(max_length=MAX_RANK)
+
+    def bytes_of(self, images: int) -> int:
+        """Bytes of the whole tensor with so many images."""
+        return self.bytes_per_image * math.prod([images] * self.shape.count(BATCH))
 
     @property
     def bytes_per_image(self) -> int:

@@ -6,6 +6,7 @@ A topic string is written here and nowhere else. The grammar:
     shardline/<cluster>/device/<device>/status                    retained, with a will
     shardline/<cluster>/device/<to>/in/<plan_id>/<stage>/<from>   activations
     shardline/<cluster>/device/<to>/command/<from>                requests to a device
+    shardline/<cluster>/answer/<to>/<from>                        its answers to who asked
     shardline/<cluster>/client/<client>/result/<from>             results
     shardline/<cluster>/client/<client>/nack/<from>               refusals
     shardline/<cluster>/blob/<to>/<from>                          shard transfer
@@ -106,9 +107,10 @@ def input_filter(cluster: str, device: str) -> str:
     return f"{_device(cluster, device)}/in/+/+/+"
 
 
-def sent_input_filter(cluster: str, sender: str) -> str:
-    """Every activation of one sender, for any device, plan and stage."""
-    return f"{_base(cluster)}/device/+/in/+/+/{check_name('sender', sender)}"
+def sent_input_filter(cluster: str, sender: str, stage_index: int | None = None) -> str:
+    """Every activation of one sender, for any device and plan, for any stage or for one."""
+    stage = "+" if stage_index is None else str(stage_index)
+    return f"{_base(cluster)}/device/+/in/+/{stage}/{check_name('sender', sender)}"
 
 
 def command_topic(cluster: str, to: str, sender: str) -> str:
@@ -124,6 +126,21 @@ def command_filter(cluster: str, device: str) -> str:
 def sent_command_filter(cluster: str, sender: str) -> str:
     """Every command of one sender."""
     return f"{_base(cluster)}/device/+/command/{check_name('sender', sender)}"
+
+
+def answer_topic(cluster: str, to: str, sender: str) -> str:
+    """Where device ``sender`` answers ``to``, who sent it a command."""
+    return f"{_base(cluster)}/answer/{check_name('receiver', to)}/{check_name('sender', sender)}"
+
+
+def answer_filter(cluster: str, name: str) -> str:
+    """Every answer for ``name``."""
+    return f"{_base(cluster)}/answer/{check_name('receiver', name)}/+"
+
+
+def sent_answer_filter(cluster: str, sender: str) -> str:
+    """Every answer of one device."""
+    return f"{_base(cluster)}/answer/+/{check_name('sender', sender)}"
 
 
 @lru_cache(maxsize=CACHED)
@@ -212,7 +229,7 @@ def device_self_topics(cluster: str, device: str) -> tuple[str, ...]:
     return (
         blob_topic(cluster, device, device),
         command_topic(cluster, device, device),
-        input_topic(cluster, device, _NO_PLAN_ID, 0, device),
+        input_topic(cluster, device, _NO_PLAN_ID, 1, device),
     )
 
 
@@ -223,7 +240,7 @@ def client_self_topics(cluster: str, client: str) -> tuple[str, ...]:
 
 def planner_self_topics(cluster: str, planner: str) -> tuple[str, ...]:
     """Topics on which a planner hears itself."""
-    return blob_topic(cluster, planner, planner), command_topic(cluster, planner, planner)
+    return blob_topic(cluster, planner, planner), answer_topic(cluster, planner, planner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +258,7 @@ class Topic:
 def parse_topic(topic: str) -> Topic:
     """Inverse of the ``*_topic`` functions.
 
-    ``kind`` is one of plan, status, input, command, result, nack, blob, metrics,
+    ``kind`` is one of plan, status, input, command, answer, result, nack, blob, metrics,
     pipeline_metrics, event.
 
     Raises:
@@ -272,8 +289,8 @@ def _parse_topic(topic: str) -> Topic:
             parsed = Topic("command", cluster, to, sender)
         case ["client", to, ("result" | "nack") as kind, sender]:
             parsed = Topic(kind, cluster, to, sender)
-        case ["blob", to, sender]:
-            parsed = Topic("blob", cluster, to, sender)
+        case [("answer" | "blob") as kind, to, sender]:
+            parsed = Topic(kind, cluster, to, sender)
         case ["metrics", device]:
             parsed = Topic("metrics", cluster, sender=device)
         case ["metrics", "pipeline", client]:

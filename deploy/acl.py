@@ -11,14 +11,18 @@ from deploy.inventory import HEALTH_USER, Fleet
 
 
 class Rights(NamedTuple):
-    """Topic filters of one user."""
+    """Topic filters of one user. What ``never`` names is denied, whatever the others say."""
 
     write: tuple[str, ...]
     read: tuple[str, ...]
+    never: tuple[str, ...] = ()
 
 
 def device_rights(cluster: str, device: str) -> Rights:
-    """A device takes batches, passes them on, fetches its shard, and tells how it is."""
+    """A device takes batches, passes them on, fetches its shard, and tells how it is.
+
+    It answers a planner and commands nobody, and it feeds no first stage: that is what clients do.
+    """
     return Rights(
         write=(
             topics.status_topic(cluster, device),
@@ -26,7 +30,8 @@ def device_rights(cluster: str, device: str) -> Rights:
             topics.sent_result_filter(cluster, device),
             topics.sent_nack_filter(cluster, device),
             topics.sent_blob_filter(cluster, device),
-            topics.sent_command_filter(cluster, device),  # answers go back on a topic of this kind
+            topics.sent_answer_filter(cluster, device),
+            topics.command_topic(cluster, device, device),  # to itself: the self-test
             topics.metrics_topic(cluster, device),
             topics.event_topic(cluster, device),
         ),
@@ -37,6 +42,7 @@ def device_rights(cluster: str, device: str) -> Rights:
             topics.command_filter(cluster, device),
             topics.blob_filter(cluster, device),
         ),
+        never=(topics.sent_input_filter(cluster, device, stage_index=0),),
     )
 
 
@@ -47,12 +53,13 @@ def planner_rights(cluster: str, planner: str) -> Rights:
             topics.plan_topic(cluster),
             topics.sent_command_filter(cluster, planner),
             topics.sent_blob_filter(cluster, planner),
+            topics.answer_topic(cluster, planner, planner),  # to itself: the self-test
             topics.event_topic(cluster, planner),
         ),
         read=(
             topics.plan_topic(cluster),
             topics.status_filter(cluster),
-            topics.command_filter(cluster, planner),
+            topics.answer_filter(cluster, planner),
             topics.blob_filter(cluster, planner),
             topics.metrics_filter(cluster),
             topics.event_filter(cluster),
@@ -62,10 +69,10 @@ def planner_rights(cluster: str, planner: str) -> Rights:
 
 
 def client_rights(cluster: str, client: str) -> Rights:
-    """A client feeds batches to any device and reads its own results only."""
+    """A client feeds batches to any device of a first stage and reads its own results only."""
     return Rights(
         write=(
-            topics.sent_input_filter(cluster, client),
+            topics.sent_input_filter(cluster, client, stage_index=0),
             topics.pipeline_metrics_topic(cluster, client),
             topics.event_topic(cluster, client),
             *topics.client_self_topics(cluster, client),  # whoever may not hear itself, says so
@@ -117,6 +124,7 @@ def render_acl(fleet: Fleet) -> str:
         "\n".join(
             (
                 f"user {user}",
+                *(f"topic deny {topic}" for topic in rights.never),
                 *(f"topic write {topic}" for topic in rights.write),
                 *(f"topic read {topic}" for topic in rights.read),
             )

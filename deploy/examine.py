@@ -1,14 +1,14 @@
 """Asks every device of a fleet what it knows of its machine, by messages."""
 
-import queue
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from broker.mailbox import Mailbox
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
 from contract import topics
-from contract.command import Examination, Examine, parse_command
+from contract.command import MAX_COMMAND_BYTES, Examination, Examine, parse_command
 from contract.errors import WireFormatError
 from contract.fleet import FleetView
 from contract.status import DeviceStatus, parse_status
@@ -46,12 +46,12 @@ def examine_fleet(
     Raises:
         BrokerUnreachableError, NotAuthorisedError: no connection.
     """
-    inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+    inbox = Mailbox(MAX_COMMAND_BYTES)
     connection = connect(ConnectionSettings(name=name), Callbacks(on_delivery=inbox.put))
     fleet, answers, sent = FleetView(), dict[str, Answer](), dict[str, _Sent]()
     try:
         connection.subscribe(topics.status_filter(cluster))
-        connection.subscribe(topics.command_filter(cluster, name))
+        connection.subscribe(topics.answer_filter(cluster, name))
         started = time.monotonic()
         asked_s = float("-inf")
         while len(answers) < len(devices) and time.monotonic() - started < timeout_s:
@@ -66,12 +66,10 @@ def examine_fleet(
                             request.model_dump_json().encode(),
                         )
             progress("asking the devices", len(answers) / len(devices))
-            try:
-                delivery = inbox.get(timeout=_POLL_S)
-            except queue.Empty:
-                continue
-            _take(delivery, fleet, answers, sent)
-            delivery.ack()
+            heard = inbox.get(timeout_s=_POLL_S)
+            if isinstance(heard, Delivery):
+                _take(heard, fleet, answers, sent)
+                heard.ack()
     finally:
         connection.close(forget_session=True)
     return {device: Heard(fleet.get(device), answers.get(device)) for device in devices}

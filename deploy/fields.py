@@ -45,6 +45,8 @@ def _address(text: str) -> str:
             "put the machine's IP address or DNS name here"
         )
     try:
+        if "%" in text:  # what follows it would go into files and commands as it is
+            raise ValueError("an address with a zone")
         return str(ip_address(text))
     except ValueError:
         if not _HOST.fullmatch(text):

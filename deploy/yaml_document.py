@@ -17,6 +17,8 @@ from contract.errors import SettingsError
 from contract.frozen import FrozenModel
 from deploy.fields import AT_PLACE, Place
 
+MAX_FILE_BYTES = 1024 * 1024
+
 _Model = TypeVar("_Model", bound=FrozenModel)
 
 
@@ -47,16 +49,26 @@ class Document(NamedTuple):
             ) from error
         except ValidationError as error:
             raise SettingsError(_explain(error.errors()[0], self)) from error
+        except ValueError as error:  # a number of thousands of digits, written in hexadecimal
+            raise SettingsError(
+                f"{self.where}: a value cannot be read ({error!s:.200}); see {self.page}"
+            ) from error
 
 
 def read_text(path: Path, remedy: str) -> str:
     """The text of a file; ``remedy`` is what to do if there is none.
 
     Raises:
-        SettingsError: the file cannot be read.
+        SettingsError: the file cannot be read, or is too large to be meant.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise SettingsError(
+                f"{path}: more than {MAX_FILE_BYTES:,} bytes; such a file has a few thousand"
+            )
+        return content.decode()
     except OSError as error:
         raise SettingsError(f"{path}: cannot read it ({error.strerror}); {remedy}") from error
     except UnicodeDecodeError as error:

@@ -49,9 +49,14 @@ class HandOut:
         return due
 
     def take(self, device: str | None, progress: FetchProgress, now_s: float) -> None:
-        """A device tells how far it is; answers to anything else are left alone."""
+        """A device tells how far it is; answers to anything else are left alone.
+
+        So is one that has more bytes than there are: it could go on for ever.
+        """
         fetch = self._fetches.get(device or "")
-        if device is not None and fetch is not None and fetch.request_id == progress.request_id:
+        if device is None or fetch is None or fetch.request_id != progress.request_id:
+            return
+        if progress.done_bytes <= sum(file.size_bytes for file in fetch.files):
             before = self._progress.get(device)
             self._progress[device] = progress
             self._heard_s[device] = now_s
@@ -82,7 +87,11 @@ class HandOut:
         progress = self._progress.get(device)
         if progress is None:
             return 0.0
-        return 1.0 if progress.finished else progress.done_bytes / max(1, progress.total_bytes)
+        return (
+            1.0
+            if progress.finished
+            else min(1.0, progress.done_bytes / max(1, progress.total_bytes))
+        )
 
     def _is_due(self, device: str, now_s: float) -> bool:
         asked_s = self._asked_s.get(device)

@@ -1,44 +1,39 @@
 """Hands a plan to the devices: places its stages, hands out their shards, publishes it, waits."""
 
-import queue
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from broker.drop_watch import describe_drops, watch_drops
+from broker.mailbox import Connected, Mailbox
 from broker.reporter import EventReporter
 from broker.self_test import SelfTest, check_packet_size
-from broker.transport import (
-    Callbacks,
-    Connect,
-    Connection,
-    ConnectionSettings,
-    Delivery,
-    PublishOutcome,
-)
+from broker.transport import Callbacks, Connect, Connection, ConnectionSettings, Delivery
 from contract import topics
-from contract.blob import BlobChunk, BlobRequest, encode_chunk, parse_blob
-from contract.command import Examination, Examine, FetchProgress, parse_command
-from contract.errors import BrokerError, DeliveryError, ShardError, ShardlineError, WireFormatError
+from contract.blob import BlobRequest, parse_blob
+from contract.command import (
+    MAX_COMMAND_BYTES,
+    Examination,
+    Examine,
+    FetchProgress,
+    parse_command,
+)
+from contract.errors import BrokerError, DeliveryError, ShardError, WireFormatError
 from contract.fleet import FleetView, is_live
-from contract.plan import EdgeBroker, Plan, Replica, place
+from contract.plan import MAX_PLAN_BYTES, EdgeBroker, Plan, Replica, place
 from contract.status import DeviceState, DeviceStatus, EventKind, parse_status
+from planner.chunks import ChunkSender
 from planner.handout import HandOut
 from planner.progress import Progress
-from shards.source import ShardSource, shard_source
+from shards.source import shard_source
 
 RETAINED_WITHIN_S = 0.3
 """Time for the broker to hand over what it has retained: nothing tells that it was the last."""
 SELF_TEST_WITHIN_S = 30.0
 POLL_S = 0.1
-MAX_UNSENT = 16
-"""Chunks that wait to be written to the broker: a device that asks for more is made to wait."""
-UNSENT_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +66,28 @@ class Publisher:
             NotAuthorisedError: the broker keeps from us what is ours to read.
         """
         self._cluster = cluster
-        # None: connected.
-        self._inbox: queue.SimpleQueue[Delivery | BrokerError | None] = queue.SimpleQueue()
+        # The largest of what devices send us, or of what a watcher hears.
+        self._inbox = Mailbox(max(MAX_COMMAND_BYTES, MAX_PLAN_BYTES if watcher else 0))
         self._fleet = FleetView()
         self._name, self._watcher = name, watcher
-        self._source = ShardSource({})
         self._handing_out: HandOut | None = None
         self._asked: str | None = None  # the request of an examination that is under way
         self._examined: dict[str, Examination] = {}
-        self._unsent: deque[Future[PublishOutcome]] = deque()
         self_test = SelfTest(name, topics.planner_self_topics(cluster, name))
         callbacks = Callbacks(
             on_delivery=self._inbox.put,
-            on_connected=self._on_connected,
-            on_failed=self._inbox.put,
+            on_connected=lambda _session_present: self._inbox.note(Connected()),
+            on_failed=self._inbox.note,
         )
         self._connection = connect(
             ConnectionSettings(name=name),
             watch_drops(self_test.wrap(callbacks), self._note_dropped),
         )
         self._reporter = EventReporter(cluster, name, self._connection)
+        self._chunks = ChunkSender(self._connection, cluster, name)
         for topic_filter in (
             topics.status_filter(cluster),
-            topics.command_filter(cluster, name),
+            topics.answer_filter(cluster, name),
             topics.blob_filter(cluster, name),
             topics.BROKER_DROPPED,
             *((topics.plan_topic(cluster), topics.metrics_filter(cluster)) if watcher else ()),
@@ -170,7 +164,7 @@ class Publisher:
             ShardError: a file is not in ``folder``, or a device cannot keep its shard.
             DeliveryError: a device does not answer, or gets no further.
         """
-        self._source = shard_source(plan, folder)
+        self._chunks.source = shard_source(plan, folder)
         work = self._handing_out = HandOut(plan, time.monotonic(), devices)
         try:
             while work.unfinished():
@@ -266,20 +260,18 @@ class Publisher:
 
     def listen(self) -> None:
         """Take in one message, if one comes soon."""
-        try:
-            delivery = self._inbox.get(timeout=POLL_S)
-        except queue.Empty:
+        heard = self._inbox.get(timeout_s=POLL_S)
+        if heard is None:
             self._reporter.flush()
-            return
-        if isinstance(delivery, BrokerError):
-            raise delivery
-        if delivery is None:
+        elif isinstance(heard, BrokerError):
+            raise heard
+        elif isinstance(heard, Connected):
             if self._watcher is not None:
                 self._watcher.on_connected()
-            return
-        with suppress(WireFormatError):  # somebody else's message on a topic of ours
-            self._take(topics.parse_topic(delivery.topic), delivery)
-        delivery.ack()
+        else:
+            with suppress(WireFormatError):  # somebody else's message on a topic of ours
+                self._take(topics.parse_topic(heard.topic), heard)
+            heard.ack()
 
     def _take(self, topic: topics.Topic, delivery: Delivery) -> None:
         watcher = self._watcher
@@ -288,12 +280,12 @@ class Publisher:
             self._fleet.update(status)
             if watcher is not None:
                 watcher.on_status(status, delivery.retained)
-        elif topic.kind == "command":
+        elif topic.kind == "answer":
             self._take_answer(topic.sender, delivery.payload)
         elif topic.kind == "blob" and topic.sender and self._handing_out is not None:
             request = parse_blob(delivery.payload)
             if isinstance(request, BlobRequest):
-                self._serve(request, topic.sender)
+                self._chunks.serve(request, topic.sender)
         elif topic.kind == "metrics" and topic.sender and watcher is not None:
             watcher.on_sign(topic.sender)
         elif topic.kind == "plan" and watcher is not None:
@@ -307,23 +299,6 @@ class Publisher:
             self._handing_out.take(sender, answer, time.monotonic())
         elif isinstance(answer, Examination) and sender and answer.request_id == self._asked:
             self._examined[sender] = answer
-
-    def _on_connected(self, _session_present: bool) -> None:
-        """On the network thread."""
-        self._inbox.put(None)
-
-    def _serve(self, request: BlobRequest, device: str) -> None:
-        answer = self._source.answer(request)
-        payload = (
-            encode_chunk(answer)
-            if isinstance(answer, BlobChunk)
-            else answer.model_dump_json().encode()
-        )
-        while self._unsent and (self._unsent[0].done() or len(self._unsent) >= MAX_UNSENT):
-            with suppress(ShardlineError, TimeoutError):  # what is lost, the device asks for again
-                self._unsent.popleft().result(timeout=UNSENT_PATIENCE_S)
-        topic = topics.blob_topic(self._cluster, device, self._name)
-        self._unsent.append(self._connection.publish(topic, payload, qos=0))
 
 
 def place_on(plan: Plan, devices: Sequence[str], cluster: str) -> Plan:

@@ -1,12 +1,17 @@
-"""How the command talks to a person: colours on a terminal only, progress on stderr."""
+"""How the command talks to a person: colours on a terminal only, progress on stderr.
+
+What devices, plans and files say is shown to the person and never obeyed by the terminal: whatever
+is printed or logged here is made printable first.
+"""
 
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
@@ -16,10 +21,40 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.segment import Segment
+
+from contract.printable import printable
+
+
+class PlainConsole(Console):
+    """A console on which only rich itself moves the cursor and changes colours."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """See rich. The text of every segment is made printable; line feeds stay."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text, keep="\n"), segment.style)
+
+
+class PlainFormatter(logging.Formatter):
+    """Log lines without control characters: one record's message is one line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's name
+        """See logging. A traceback comes after it."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """See logging. What an exception says may have come from anywhere."""
+        return printable(super().formatException(ei), keep="\n")
+
 
 # A pipe has no width: names and topics in a table must not be folded to an assumed 80 columns.
-out = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
-err = Console(stderr=True, highlight=False, emoji=False)
+out = PlainConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+err = PlainConsole(stderr=True, highlight=False, emoji=False)
 
 Step = Callable[[str, float], None]
 
@@ -29,9 +64,11 @@ def set_up_logging(verbose: bool) -> None:
     level = logging.INFO if verbose else logging.WARNING
     if err.is_terminal:
         handler: logging.Handler = RichHandler(console=err, show_path=False)
-        logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+        handler.setFormatter(PlainFormatter("%(message)s"))
     else:
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from rich.text import Text
+
 from planner.graph import SegmentedGraph
 from shardline.console import out, print_json, size
 from shardline.plan_table import new_table, shape
@@ -36,8 +38,8 @@ def print_cuts(graph: SegmentedGraph, as_json: bool) -> None:
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
-            str(row["cut"]),
-            str(row["scope"]),
+            Text(str(row["cut"])),
+            Text(str(row["scope"])),
             str(row["shape"]),
             size(row["activation_bytes_per_image"]),
             size(row["cumulative_weight_bytes"]),

@@ -2,6 +2,7 @@
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from contract.plan import CodecVerification, Plan
 from contract.tensor_spec import BATCH, TensorSpec
@@ -23,7 +24,7 @@ def stages_table(plan: Plan) -> Table:
             f"{stage.flops_per_image / 1e6:,.1f}",
             "—" if predicted is None else f"{predicted:.1f}",
             size(stage.output_bytes_per_image),
-            f"{shape(stage.outputs[0])} {stage.outputs[0].name}",
+            Text(f"{shape(stage.outputs[0])} {stage.outputs[0].name}"),
         )
     return table
 
@@ -36,7 +37,7 @@ def placement_table(plan: Plan) -> Table:
     for line in plan.topic_map:
         directions = "\n".join(("in", *("out" for _ in line.publishes)))
         topics = "\n".join((line.subscribes, *line.publishes))
-        table.add_row(str(line.stage_index), line.device, directions, topics)
+        table.add_row(str(line.stage_index), Text(line.device), directions, Text(topics))
     return table
 
 
@@ -54,8 +55,10 @@ def _carries(plan: Plan, edge: int) -> str:
 
 
 def new_table(title: str) -> Table:
-    """A table with few lines, its title on the left."""
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    """A table with few lines, its title on the left and never markup."""
+    return Table(
+        title=Text(title, "table.title"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
 
 
 def shape(spec: TensorSpec) -> str:

@@ -11,6 +11,7 @@ from contract.errors import (
     ShardMissingError,
 )
 from contract.plan import PLAN_FILE, Plan, ShardFile, StageSpec
+from shards.external_data import check_external_data
 from shards.manifest import (
     GRAPH_FILE,
     MANIFEST_FILE,
@@ -103,10 +104,13 @@ def find_copy(
 def read_shard(folder: Path, plan: Plan, stage_index: int) -> Shard:
     """Verify a stage folder against the plan: its id, its tensors, and the hash of every file.
 
+    The graph may name no other file than the weights beside it.
+
     Raises:
         ShardMissingError: a file is not there.
         PlanMismatchError: the shard is of another plan.
-        ShardError: the shard is of another stage, or its tensors are not the plan's.
+        ShardError: the shard is of another stage, its tensors are not the plan's, or its graph
+            names other files.
         ShardHashMismatchError: a file has other bytes than the plan says.
     """
     stage = plan.stages[stage_index]
@@ -118,6 +122,7 @@ def read_shard(folder: Path, plan: Plan, stage_index: int) -> Shard:
     _check_manifest(folder, manifest, stage)
     _check_file(folder / GRAPH_FILE, stage.graph)
     _check_file(folder / WEIGHTS_FILE, stage.weights)
+    check_external_data(folder / GRAPH_FILE, stage.weights.size_bytes)
     return Shard(folder, manifest)
 
 

@@ -33,11 +33,12 @@ def read_layout(path: Path) -> dict[str, WeightEntry]:
         for name, entry in document.items():
             if name == "__metadata__":
                 continue
-            begin, end = entry["data_offsets"]
-            if not 0 <= begin <= end <= size - start:
-                raise ValueError(f"tensor {name} lies outside the file")
-            shape = tuple(int(dimension) for dimension in entry["shape"])
-            entries[name] = WeightEntry(entry["dtype"], shape, start + begin, end - begin)
+            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            if not isinstance(dtype, str) or any(type(n) is not int for n in (*shape, begin, end)):
+                raise TypeError(f"tensor {name!r:.80} is described by {entry!r:.80}")
+            if not 0 <= begin <= end <= size - start or any(dimension < 0 for dimension in shape):
+                raise ValueError(f"tensor {name!r:.80} lies outside the file")
+            entries[name] = WeightEntry(dtype, tuple(shape), start + begin, end - begin)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise _broken(path, error) from error
     return entries
@@ -62,7 +63,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             header_bytes = int.from_bytes(file.read(8), "little")
             if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, size - 8):
                 raise ValueError(f"header of {header_bytes:,} bytes in a file of {size:,}")
-            document = json.loads(file.read(header_bytes))
+            text = file.read(header_bytes).decode()
+            document = json.loads(text, object_pairs_hook=_no_duplicates)
         if not isinstance(document, dict):
             raise TypeError("the header is not an object")
     except OSError as error:
@@ -70,6 +72,14 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     except (RecursionError, TypeError, ValueError) as error:
         raise _broken(path, error) from error
     return document, 8 + header_bytes, size
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two they take, so nobody may take either."""
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a name is given twice")
+    return document
 
 
 def _broken(path: Path, error: Exception) -> WeightsError:

@@ -226,6 +226,7 @@ class StageAgent:
         self._commands.start()
         self._inbox.on_blob, self._inbox.on_own_blob = self._fetcher.on_blob, self._prober.on_blob
         self._inbox.on_command = self._commands.on_command
+        self._inbox.max_input_bytes = self._max_input_bytes
 
     def _holds_shard(self) -> bool:
         return self._runner.loaded is not None
@@ -233,6 +234,13 @@ class StageAgent:
     def _report(self, kind: EventKind, detail: str) -> None:
         if self._reporter is not None:  # a kept session delivers while we still connect
             self._reporter.report(kind, detail)
+
+    def _max_input_bytes(self) -> int | None:
+        """Of the plan that is served; None while there is none, or another one waits its turn."""
+        if self._commands is None or self._inbox.has_new_plan:
+            return None
+        loaded = self._runner.loaded
+        return None if loaded is None else loaded.max_message_bytes
 
     def _serve(self) -> None:
         # A kept session delivers its batches at once. The plan comes before our own messages, which
@@ -279,6 +287,7 @@ class StageAgent:
         payload = self._inbox.take_plan()
         if payload is not None:
             self._obey(payload)
+            self._inbox.plan_obeyed()
 
     def _obey(self, payload: bytes) -> None:
         """Load, keep or drop the shard, as the plan says for this device."""
@@ -306,7 +315,11 @@ class StageAgent:
             ):
                 self._runner.load(
                     replace(
-                        loaded, plan=plan, spec=spec, max_message_bytes=plan.max_message_bytes()
+                        loaded,
+                        plan=plan,
+                        spec=spec,
+                        max_message_bytes=plan.max_message_bytes(),
+                        earlier_feeders=loaded.feeders,
                     )
                 )
                 return

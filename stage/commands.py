@@ -88,7 +88,7 @@ class CommandServer:
             self._prober.request(command, asker)
         elif isinstance(command, Examine):
             answer = self._examine(command.request_id)
-            topic = topics.command_topic(self._cluster, asker, self._device)
+            topic = topics.answer_topic(self._cluster, asker, self._device)
             try:
                 self._connection.publish(topic, answer.model_dump_json().encode())
             except ShardlineError as error:

@@ -1,10 +1,11 @@
 """What a stage remembers of batches: stale ones, ones in work, and the last outputs.
 
-Bounded without clocks: a low-watermark for each of a client's last 64 epochs, for each of the last
-64 clients; the batches whose output is not acknowledged yet; and the last few outputs. The key has
-the attempt in it: a new attempt must pass even when an earlier one was finished, since its output
-may have been lost behind us. And it has the client in it, so that whatever a client makes up, be it
-epochs or watermarks, is about batches of its own.
+Bounded without clocks: a low-watermark for each of the last 64 epochs that a sender passes on, for
+each of the last 64 senders; the batches whose output is not acknowledged yet; and the last few
+outputs. The key has the attempt in it: a new attempt must pass even when an earlier one was
+finished, since its output may have been lost behind us. And it has client and route in it: a sender
+is one before us on the route that it names (stage/runner.py sees to that), so whatever it makes up,
+be it epochs, watermarks or tensors, is about batches that come by itself.
 """
 
 import threading
@@ -15,13 +16,14 @@ from broker.transport import Delivery
 from contract.activation import Header
 
 EPOCHS_REMEMBERED = 64
-CLIENTS_REMEMBERED = 64
+SENDERS_REMEMBERED = 64
 
 
 class AttemptKey(NamedTuple):
     """One attempt at one batch."""
 
     client: str
+    route: tuple[str, ...]
     epoch: int
     seq: int
     attempt: int
@@ -29,7 +31,7 @@ class AttemptKey(NamedTuple):
     @classmethod
     def of(cls, header: Header) -> "AttemptKey":
         """The key of a message."""
-        return cls(header.client, *header.batch_id, header.attempt)
+        return cls(header.client, header.route, *header.batch_id, header.attempt)
 
 
 class Output(NamedTuple):
@@ -45,7 +47,7 @@ class SeenBatches:
     def __init__(self, outputs_kept: int) -> None:
         self._outputs_kept = outputs_kept
         self._lock = threading.Lock()
-        self._low: OrderedDict[str, OrderedDict[int, int]] = OrderedDict()
+        self._low: OrderedDict[str, OrderedDict[tuple[str, int], int]] = OrderedDict()
         self._in_work: dict[AttemptKey, list[Delivery]] = {}
         self._outputs: OrderedDict[AttemptKey, Output] = OrderedDict()
 
@@ -56,16 +58,17 @@ class SeenBatches:
         is stale, and no watermark to go by.
         """
         epoch, seq = header.batch_id
+        key = (header.client, epoch)
         with self._lock:
-            epochs = self._low.pop(header.client, None) or OrderedDict()
-            self._low[header.client] = epochs
-            low = epochs.pop(epoch, 0)
+            epochs = self._low.pop(header.sender, None) or OrderedDict()
+            self._low[header.sender] = epochs
+            low = epochs.pop(key, 0)
             if header.low <= seq:
                 low = max(low, header.low)
-            epochs[epoch] = low
+            epochs[key] = low
             while len(epochs) > EPOCHS_REMEMBERED:
                 epochs.popitem(last=False)
-            while len(self._low) > CLIENTS_REMEMBERED:
+            while len(self._low) > SENDERS_REMEMBERED:
                 self._low.popitem(last=False)
             return seq < max(low, header.low)
 

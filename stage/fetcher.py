@@ -68,7 +68,7 @@ class Fetcher:
         self._in_use: frozenset[str] = frozenset()
         self._stopping = threading.Event()
         self._current = self._gone = ""  # request ids: in work, and whose asker is gone
-        self._newest_asker = ""
+        self._newest_asker = self._asker = ""
         self._thread = threading.Thread(target=self._serve, name="fetcher", daemon=True)
 
     def start(self) -> None:
@@ -92,10 +92,18 @@ class Fetcher:
         self._in_use = files
 
     def on_blob(self, delivery: Delivery) -> None:
-        """Called on the network thread with every blob message for this device."""
+        """Called on the network thread with every blob message for this device.
+
+        What strangers send takes nobody's place in the queue.
+        """
         delivery.ack()  # kept nowhere: what is lost is asked for again
         if not self._current or len(delivery.payload) > HEADER_BYTES + MAX_CHUNK_BYTES:
             return  # nobody asked for it
+        sender = topics.parse_topic(delivery.topic).sender
+        if sender != self._asker:
+            detail = f"{delivery.topic}: expected it from {self._asker}, got it from {sender}"
+            self._report(EventKind.MESSAGE_REJECTED, detail)
+            return
         try:
             self._chunks.put_nowait(delivery)
         except queue.Full:
@@ -107,6 +115,7 @@ class Fetcher:
             if job is None or not self._jobs.empty():
                 continue  # only the newest request counts
             fetch, asker = job
+            self._asker = asker  # before the next line lets chunks in
             self._current, self._gone = fetch.request_id, ""
             try:
                 self._fetch(fetch, asker)
@@ -206,7 +215,7 @@ class Fetcher:
             return None
         try:
             sender = topics.parse_topic(delivery.topic).sender
-            if sender != asker:
+            if sender != asker:  # whoever asked before
                 raise WireFormatError(f"expected it from {asker}, got it from {sender}")
             message = parse_blob(delivery.payload)
         except WireFormatError as error:
@@ -237,7 +246,7 @@ class Fetcher:
             finished=finished,
             error=error,
         )
-        topic = topics.command_topic(self._cluster, asker, self._device)
+        topic = topics.answer_topic(self._cluster, asker, self._device)
         try:
             future = self._connection.publish(topic, progress.model_dump_json().encode())
         except ShardlineError as failure:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from broker.transport import Delivery
 from contract import topics
-from contract.errors import BrokerError, WireFormatError
+from contract.errors import BrokerError
 from contract.status import EventKind
+from stage.admission import kind_of, unwelcome
 from stage.counters import StageCounters
 from stage.runner import now_us
 
@@ -58,6 +59,8 @@ class StageInbox:
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._plan: bytes | None = None
+        self._is_obeying = False
+        self.max_input_bytes: Callable[[], int | None] = lambda: None
         self.on_own_blob: Hear = Delivery.ack
         self.on_blob: Hear = Delivery.ack
         self.on_command: Hear = Delivery.ack
@@ -68,20 +71,17 @@ class StageInbox:
 
     def hear(self, delivery: Delivery) -> None:
         """Take a delivery, on a network thread."""
-        try:
-            topic = topics.parse_topic(delivery.topic)
-            kind = topic.kind
-        except WireFormatError:
-            kind = "input"  # the runner rejects it with a report
-        if kind == "blob":
-            (self.on_own_blob if topic.sender == self._device else self.on_blob)(delivery)
+        kind = kind_of(delivery.topic)
+        problem = unwelcome(delivery, kind, self.max_input_bytes())
+        if problem is not None:
+            self._reject(delivery, problem)
+        elif kind == "blob":
+            own = topics.parse_topic(delivery.topic).sender == self._device
+            (self.on_own_blob if own else self.on_blob)(delivery)
         elif kind == "command":
             self.on_command(delivery)
         elif kind == "plan":
             self._hear_plan(delivery)
-        elif delivery.qos == 0:
-            # The receive maximum does not bound QoS 0: queueing it would let anyone fill our memory
-            self._reject(delivery, "sent at QoS 0, expected QoS 1")
         elif len(self) >= MAX_WAITING:
             self._reject(delivery, f"{MAX_WAITING} messages wait already")
         elif kind == "status":
@@ -114,7 +114,17 @@ class StageInbox:
         """The newest plan, if it was not taken yet; empty when the plan was retired."""
         with self._lock:
             plan, self._plan = self._plan, None
+            self._is_obeying = plan is not None
         return plan
+
+    def plan_obeyed(self) -> None:
+        """The plan that was taken is what is served now."""
+        self._is_obeying = False
+
+    @property
+    def has_new_plan(self) -> bool:
+        """Whether a plan was heard that is not served yet."""
+        return self._plan is not None or self._is_obeying
 
     def next(self, timeout_s: float | None = None) -> Item | None:
         """What is to be done next; None if nothing has come in time."""

@@ -108,7 +108,7 @@ class LinkProber:
         self._answer(asker, answer.model_copy(update={"busy": busy or self._holds_shard()}))
 
     def _answer(self, asker: str, message: LinkProbe) -> None:
-        topic = topics.command_topic(self._cluster, asker, self._device)
+        topic = topics.answer_topic(self._cluster, asker, self._device)
         try:
             self._connection.publish(topic, message.model_dump_json().encode())
         except ShardlineError as error:

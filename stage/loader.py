@@ -7,6 +7,7 @@ import numpy as np
 
 from contract.command import Fetch
 from contract.errors import (
+    EngineError,
     PlanMismatchError,
     ShardAbsentError,
     ShardError,
@@ -14,7 +15,7 @@ from contract.errors import (
     ShardMissingError,
 )
 from contract.plan import Plan, StageSpec
-from contract.tensor_spec import BATCH
+from contract.tensor_spec import BATCH, Tensors
 from shards.cache import ShardCache
 from shards.reader import find_copy, find_shard, read_shard
 from stage.engine import Engine, load_engine
@@ -61,16 +62,15 @@ class ShardLoader:
             raise ShardError(
                 f"{error} It was thrown out of the cache: `shardline publish` hands it out anew"
             ) from error
-        engine = load_engine(self._engine, shard, self._threads, self._prepack and prepack)
-        # The first run allocates and packs: it must not be a batch that somebody waits for.
-        engine.run(
-            {
-                tensor.name: np.zeros(
-                    [plan.batch_size if d == BATCH else int(d) for d in tensor.shape], tensor.dtype
-                )
-                for tensor in spec.inputs
-            }
-        )
+        try:
+            engine = load_engine(self._engine, shard, self._threads, self._prepack and prepack)
+            # The first run allocates and packs: it must not be a batch that somebody waits for.
+            engine.run(_zeros(plan, spec))
+        except MemoryError as error:
+            raise EngineError(
+                f"stage {spec.stage_index} of plan {plan.plan_id}: not enough memory for a batch "
+                f"of {plan.batch_size} images; plan a smaller batch, or more stages"
+            ) from error
         release_free_memory()
         return engine
 
@@ -90,3 +90,13 @@ class ShardLoader:
                     f"{self._cache.root}: run `shardline publish`, which hands it out; nor is it "
                     f"in the folder of copied shards: {nearby}"
                 ) from nearby
+
+
+def _zeros(plan: Plan, spec: StageSpec) -> Tensors:
+    """A full batch of nothing for this stage."""
+    return {
+        tensor.name: np.zeros(
+            [plan.batch_size if d == BATCH else int(d) for d in tensor.shape], tensor.dtype
+        )
+        for tensor in spec.inputs
+    }

@@ -21,6 +21,7 @@ import psutil
 from contract.command import MAX_KERNEL_NAME, MAX_KERNELS, GeneratedWeight
 from contract.errors import EngineError, ShardlineError
 from contract.tensor_spec import BATCH, TensorSpec
+from shards.external_data import check_external_data
 from shards.manifest import GRAPH_FILE, WEIGHTS_FILE
 from shards.session import Session, open_with, session_options
 from shards.timing import DENORMALS_ARE_ZERO, Feed, run_often, time_kernels, time_once
@@ -41,10 +42,12 @@ def run_job(job: Job) -> Outcome:
 
     Raises:
         EngineError: onnxruntime cannot load or run it, or it is too large to be measured.
+        ShardError: it is no graph, or names other files than its weights.
         OSError: the weights cannot be written.
     """
     measure, folder = job.measure, Path(job.folder)
     graph, weights = folder / GRAPH_FILE, folder / WEIGHTS_FILE
+    check_external_data(graph, measure.weights_size_bytes)
     if not weights.exists():
         write_weights(weights, measure.weights, measure.weights_size_bytes)
     feed = make_inputs(measure.inputs, measure.batch_size)
@@ -112,7 +115,7 @@ def make_inputs(specs: tuple[TensorSpec, ...], batch_size: int) -> Feed:
     Raises:
         EngineError: they would take more than a gigabyte.
     """
-    size_bytes = batch_size * sum(spec.bytes_per_image for spec in specs)
+    size_bytes = sum(spec.bytes_of(batch_size) for spec in specs)
     if size_bytes > MAX_INPUT_BYTES:
         raise EngineError(f"inputs of {size_bytes:,} bytes; measure a smaller batch")
     generator = np.random.default_rng(0)
@@ -124,7 +127,7 @@ def make_inputs(specs: tuple[TensorSpec, ...], batch_size: int) -> Feed:
             feed[spec.name] = generator.standard_normal(shape, np.float32).astype(dtype, copy=False)
         else:
             high = {"uint8": 256, "bool": 2}.get(spec.dtype, 8)
-            feed[spec.name] = generator.integers(0, high, shape).astype(dtype)
+            feed[spec.name] = generator.integers(0, high, shape, dtype)
     return feed
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -31,6 +31,7 @@ PROGRESS_INTERVAL_S = 2.0
 LIMIT_S = 900.0
 """How long one process may take beyond what it was asked for: a slow board needs minutes."""
 ENGINE = "onnxruntime"
+SETTINGS = "SHARDLINE_"
 _FOLDER = "measuring-"
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class _UnwantedError(EngineError):
 
 
 class Measurer:
-    """Measures graphs that the fetcher got. Answers on the command topic of whoever asked."""
+    """Measures graphs that the fetcher got. Answers on the answer topic of whoever asked."""
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class Measurer:
 
     def answer(self, asker: str, message: Measuring | Measured | LinkProbe) -> None:
         """Tell ``asker``; who is no longer there makes this measurement unwanted."""
-        topic = topics.command_topic(self._cluster, asker, self._device)
+        topic = topics.answer_topic(self._cluster, asker, self._device)
         try:
             future = self._connection.publish(topic, message.model_dump_json().encode())
         except ShardlineError as error:
@@ -175,7 +176,7 @@ class Measurer:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": _python_path(), "TMPDIR": str(folder)},
+            env={**_harmless(os.environ), "PYTHONPATH": _python_path(), "TMPDIR": str(folder)},
         )
         try:
             while True:
@@ -194,6 +195,11 @@ class Measurer:
                 process.kill()
                 process.communicate()
         return read_outcome(process.returncode, output, errors)
+
+
+def _harmless(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without our settings: a process that runs what came over the network needs no password."""
+    return {key: value for key, value in environment.items() if not key.startswith(SETTINGS)}
 
 
 def _python_path() -> str:

@@ -15,11 +15,12 @@ from functools import partial
 from broker.transport import Connection, Delivery, PublishOutcome
 from contract import topics
 from contract.activation import Activation, Header, Hop, decode, encode
-from contract.codec import compress, expand
+from contract.codec import compress, expand, wire_specs
 from contract.errors import (
     BrokerError,
     EngineError,
     MessageTooLargeError,
+    TensorMismatchError,
     WireFormatError,
 )
 from contract.nack import Nack, NackReason
@@ -38,13 +39,26 @@ MAX_DEATHS = 2
 
 @dataclass(frozen=True, slots=True)
 class LoadedStage:
-    """A stage of a plan with its shard in memory, its weights prepacked if the plan says so."""
+    """A stage of a plan with its shard in memory, its weights prepacked if the plan says so.
+
+    ``earlier_feeders``: devices of the stage before, as this plan was placed earlier. Batches of
+    theirs may still be on their way.
+    """
 
     plan: Plan
     spec: StageSpec
     engine: Engine
     max_message_bytes: int
     prepack: bool = True
+    earlier_feeders: frozenset[str] = frozenset()
+
+    @property
+    def feeders(self) -> frozenset[str]:
+        """Devices that inputs come from; none for the first stage, which clients feed."""
+        index = self.spec.stage_index
+        before = self.plan.placement[index - 1 : index] if index else ()
+        now = frozenset(replica.device for place in before for replica in place.replicas)
+        return self.earlier_feeders | now
 
     @property
     def is_last(self) -> bool:
@@ -106,6 +120,11 @@ class StageRunner:
             self._reject(delivery, str(error))
             return
         header = activation.header
+        if address.sender != header.sender:
+            # A forgery: whom it names has nothing to do with it, and is not told.
+            detail = f"expected it from {header.sender}, got it from {address.sender}"
+            self._reject(delivery, detail)
+            return
         refusal = self._refusal(address, header)
         if refusal is not None:
             self._refuse(header, *refusal, [delivery])
@@ -143,12 +162,8 @@ class StageRunner:
             return NackReason.MISROUTED, f"expected stage {index}, got {header.stage_index}"
         if len(header.route) != loaded.plan.num_stages or header.route[index] != self._device:
             return NackReason.MISROUTED, f"route {header.route!r:.200} does not lead through here"
-        expected = header.client if index == 0 else header.route[index - 1]
-        if address.sender != expected:
-            return (
-                NackReason.MISROUTED,
-                f"expected it from {expected}, got it from {address.sender}",
-            )
+        if index and address.sender not in loaded.feeders:
+            return NackReason.MISROUTED, f"{address.sender} does not serve stage {index - 1}"
         codec = loaded.plan.codec_of_edge(index)
         if header.codec != codec:
             return (
@@ -168,10 +183,11 @@ class StageRunner:
         batch = Batch.of(header)
         self._marker.begin(batch)
         try:
+            # Before anything is allocated: small inputs of many images may be large further on.
+            images = _count_images(f"{where}, input", loaded, header, activation.tensors)
             # What the codecs do lies outside of started to finished: that is the engine's time.
             inputs = expand(header.codec, spec.inputs, activation.tensors, f"{where}, input")
             started_us, started = now_us(), time.perf_counter()
-            images = check_tensors(f"{where}, input", spec.inputs, inputs)
             outputs = loaded.engine.run(inputs)
             answered = check_tensors(f"{where}, output", spec.outputs, outputs)
             if answered != images:
@@ -261,6 +277,7 @@ class StageRunner:
             attempt=header.attempt,
             stage_index=header.stage_index,
             device=self._device,
+            route=header.route,
             reason=reason,
             detail=detail[:2000],
         )
@@ -271,6 +288,21 @@ class StageRunner:
             _acknowledge(deliveries)  # the client's deadline covers what it cannot be told
             return
         future.add_done_callback(lambda _done: _acknowledge(deliveries))
+
+
+def _count_images(where: str, loaded: LoadedStage, header: Header, tensors: Tensors) -> int:
+    """How many images an input holds: at most as many as the plan was made for.
+
+    Raises:
+        TensorMismatchError: these are not the tensors that the plan names, or are too many images.
+    """
+    images = check_tensors(where, wire_specs(header.codec, loaded.spec.inputs), tensors)
+    if images > loaded.plan.batch_size:
+        raise TensorMismatchError(
+            f"{where}: {images:,} images, plan {loaded.plan.plan_id} was made for at most "
+            f"{loaded.plan.batch_size:,}"
+        )
+    return images
 
 
 def _compressed(where: str, spec: StageSpec, outputs: Tensors) -> Tensors:

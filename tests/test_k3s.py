@@ -322,16 +322,16 @@ def test_the_emqx_rules_are_those_of_the_acl() -> None:
     block = re.search(r"```erlang\n(.*?)```", page, flags=re.S)
     assert block is not None
     rules = re.findall(
-        r'\{allow, \{username, (?:"(\w+)"|\{re, "\^(\w+)-"\})\}, (\w+), \[(.*?)\]\}\.',
+        r'\{(allow|deny), \{username, (?:"(\w+)"|\{re, "\^(\w+)-"\})\}, (\w+), \[(.*?)\]\}\.',
         block[1],
         flags=re.S,
     )
     written = {
-        (user or f"{prefix}-0", verb): tuple(
+        (user or f"{prefix}-0", verb if rule == "allow" else "never"): tuple(
             topic.replace("${username}", user or f"{prefix}-0")
             for topic in re.findall(r'"([^"]+)"', topics)
         )
-        for user, prefix, verb, topics in rules
+        for rule, user, prefix, verb, topics in rules
     }
     wanted = {
         "pi-0": acl.device_rights("default", "pi-0"),
@@ -342,7 +342,11 @@ def test_the_emqx_rules_are_those_of_the_acl() -> None:
     assert written == {
         (user, verb): topics
         for user, rights in wanted.items()
-        for verb, topics in (("publish", rights.write), ("subscribe", rights.read))
+        for verb, topics in (
+            ("publish", rights.write),
+            ("subscribe", rights.read),
+            ("never", rights.never),
+        )
         if topics
     }
     assert block[1].rstrip().endswith("{deny, all}.")

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from broker.transport import Connection, Delivery
 from contract import topics
-from contract.blob import BlobChunk, BlobRequest, encode_chunk, parse_blob
+from contract.blob import BlobRequest, parse_blob
 from contract.command import (
     MAX_COMMAND_BYTES,
     Command,
@@ -22,6 +22,7 @@ from contract.command import (
 )
 from contract.errors import DeliveryError, ShardError, WireFormatError
 from contract.fleet import FleetView
+from planner.chunks import ChunkSender
 from shards.source import ShardSource
 
 ASK_AGAIN_S = 5.0
@@ -48,10 +49,10 @@ class Dialogue:
         self._connection, self._cluster, self._name = connection, cluster, name
         self.device, self._fleet, self._stopping = device, fleet, stopping
         self._inbox: queue.Queue[Delivery] = queue.Queue(MAX_WAITING)
-        self._source = ShardSource({})
+        self._chunks = ChunkSender(connection, cluster, name)
 
     def on_delivery(self, delivery: Delivery) -> None:
-        """A command or blob message of this device. What is too large, or too much, is dropped."""
+        """An answer or blob message of this device. What is too large, or too much, is dropped."""
         delivery.ack()
         if len(delivery.payload) <= MAX_COMMAND_BYTES and not self._inbox.full():
             self._inbox.put_nowait(delivery)
@@ -121,11 +122,11 @@ class Dialogue:
                 raise ShardError(f"device {self.device}: {message.error}")
             return message if message.finished else None
 
-        self._source = ShardSource({fetch.files[0].sha256: path})
+        self._chunks.source = ShardSource({fetch.files[0].sha256: path})
         try:
             self.wait_for(fetch, finished, patience_s)
         finally:
-            self._source = ShardSource({})
+            self._chunks.source = ShardSource({})
 
     def _boot(self) -> int | None:
         """Which start of the agent is online; None while it is not, which may pass."""
@@ -137,27 +138,17 @@ class Dialogue:
         self._connection.publish(topic, request.model_dump_json().encode())
 
     def _next(self) -> Command | None:
-        """The next command of the device, if one comes soon; requests for files are served."""
+        """The next answer of the device, if one comes soon; requests for files are served."""
         try:
             delivery = self._inbox.get(timeout=_POLL_S)
         except queue.Empty:
             return None
         try:
-            if topics.parse_topic(delivery.topic).kind == "command":
+            if topics.parse_topic(delivery.topic).kind == "answer":
                 return parse_command(delivery.payload)
             request = parse_blob(delivery.payload)
             if isinstance(request, BlobRequest):
-                self._serve(request)
+                self._chunks.serve(request, self.device)
         except WireFormatError:
             pass  # somebody else's message on a topic of ours tells us nothing
         return None
-
-    def _serve(self, request: BlobRequest) -> None:
-        answer = self._source.answer(request)
-        payload = (
-            encode_chunk(answer)
-            if isinstance(answer, BlobChunk)
-            else answer.model_dump_json().encode()
-        )
-        topic = topics.blob_topic(self._cluster, self.device, self._name)
-        self._connection.publish(topic, payload, qos=0)

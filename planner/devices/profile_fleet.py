@@ -66,7 +66,7 @@ class FleetProfiler:
         )
         for topic_filter in (
             topics.status_filter(cluster),
-            topics.command_filter(cluster, name),
+            topics.answer_filter(cluster, name),
             topics.blob_filter(cluster, name),
         ):
             self._connection.subscribe(topic_filter)
@@ -262,7 +262,7 @@ class FleetProfiler:
             delivery.ack()
             return  # somebody else's message on a topic of ours tells us nothing
         dialogue = self._dialogues.get(topic.sender or "")
-        if topic.kind in ("command", "blob") and dialogue is not None:
+        if topic.kind in ("answer", "blob") and dialogue is not None:
             dialogue.on_delivery(delivery)
         else:
             delivery.ack()

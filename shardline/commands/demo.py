@@ -93,6 +93,7 @@ def run(
         planned = time.perf_counter()
         err.print(
             f"planned {model} in {planned - started:.1f} s; {verification_line(plan)}",
+            markup=False,
             soft_wrap=True,
         )
         with stage_processes(devices, out / plan.name, str(embedded.address)) as check:

@@ -138,7 +138,7 @@ def _print_findings(findings: "list[Finding]") -> None:
         table.add_column(column, overflow="fold")
     for finding in findings:
         mark = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
-        table.add_row(finding.device, finding.what, mark, escape(finding.detail))
+        table.add_row(escape(finding.device), finding.what, mark, escape(finding.detail))
     out.print(table)
     for finding in findings:
         if finding.remedy:

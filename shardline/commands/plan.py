@@ -176,7 +176,7 @@ def run(
         print_json(built.model_dump(mode="json"))
     else:
         stdout.print(stages_table(built))
-        stdout.print(verification_line(built), soft_wrap=True)
+        stdout.print(verification_line(built), markup=False, soft_wrap=True)
         print_findings(built, stdout)
         stdout.print(f"written to {out / built.name}", soft_wrap=True)
         stdout.print(f"next: shardline publish {out / built.name}", soft_wrap=True)

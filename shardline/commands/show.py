@@ -48,7 +48,7 @@ def run(
         soft_wrap=True,
     )
     out.print(stages_table(built))
-    out.print(verification_line(built), soft_wrap=True)
+    out.print(verification_line(built), markup=False, soft_wrap=True)
     if built.tied_weights:
         out.print(f"in more than one shard: {', '.join(built.tied_weights)}", markup=False)
     print_findings(built, out)

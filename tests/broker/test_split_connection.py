@@ -39,6 +39,7 @@ OTHERS = [
     topics.plan_topic("home"),
     topics.status_topic("home", "pi-1"),
     topics.command_topic("home", "pi-1", "planner"),
+    topics.answer_topic("home", "planner", "pi-1"),
     topics.blob_topic("home", "pi-1", "planner"),
     topics.nack_topic("home", "client", "pi-1"),
     topics.event_topic("home", "pi-1"),

@@ -58,7 +58,7 @@ def test_the_answer_of_a_device_that_served_it_when_it_was_sent_is_accepted(
 ) -> None:
     """The plan was placed anew while the batch was on its way."""
     [entry] = ledger.open_entries()
-    entry.route = old = ("pi-0", "pi-1", "pi-9")
+    entry.route = entry.routes[0] = old = ("pi-0", "pi-1", "pi-9")
     accept_result(encode(header(feed, route=old), LOGITS), "pi-9", "me", feed, ledger)
 
 
@@ -73,8 +73,13 @@ def test_the_answer_of_a_device_that_served_it_when_it_was_sent_is_accepted(
         ({"batch_id": BatchId(7, 1)}, "pi-2"),
         ({"plan_id": "0" * 16}, "pi-2"),
         ({"codec": "float16"}, "pi-2"),
+        ({"route": ("pi-0", "pi-9", "pi-2")}, "pi-2"),
+        ({"attempt": 1}, "pi-2"),
     ],
-    ids=["sender", "own route", "stage", "client", "epoch", "number", "plan", "codec"],
+    ids=[
+        *("sender", "own route", "stage", "client", "epoch", "number", "plan", "codec"),
+        *("route of another", "attempt never sent"),
+    ],
 )
 def test_anything_else_is_not(
     feed: Feed, ledger: Ledger, changes: dict[str, object], sender: str
@@ -90,6 +95,7 @@ def test_a_refusal_counts_only_from_a_device_on_the_route(ledger: Ledger) -> Non
         seq=0,
         attempt=0,
         stage_index=1,
+        route=ROUTE,
         device="pi-1",
         reason=NackReason.INVALID,
         detail="",
@@ -97,4 +103,36 @@ def test_a_refusal_counts_only_from_a_device_on_the_route(ledger: Ledger) -> Non
     check_nack(nack, ledger)
     with pytest.raises(WireFormatError, match="evil"):
         check_nack(nack.model_copy(update={"device": "evil"}), ledger)
-    check_nack(nack.model_copy(update={"device": "evil", "attempt": 5}), ledger)  # counts nowhere
+    with pytest.raises(WireFormatError, match="never sent"):
+        check_nack(nack.model_copy(update={"attempt": 5}), ledger)
+    check_nack(nack.model_copy(update={"device": "evil", "seq": 5}), ledger)  # counts nowhere
+
+
+def test_a_refusal_that_somebody_else_provoked_does_not_count(ledger: Ledger) -> None:
+    """A device of another route sent the batch's number to an honest one, which refused it."""
+    for route in (("pi-9", "pi-1", "pi-2"), ("pi-0", "pi-1"), ()):
+        nack = Nack(
+            plan_id="0" * 16,
+            epoch=f"{7:016x}",
+            seq=0,
+            attempt=0,
+            stage_index=1,
+            route=route,
+            device="pi-1",
+            reason=NackReason.INVALID,
+            detail="",
+        )
+        with pytest.raises(WireFormatError):
+            check_nack(nack, ledger)
+
+
+def test_late_answers_and_refusals_of_earlier_attempts_count_by_their_own_routes(
+    feed: Feed, ledger: Ledger
+) -> None:
+    [entry] = ledger.open_entries()
+    ledger.sent(entry, ("pi-0", "pi-8", "pi-2"), 30.0)
+    accept_result(encode(header(feed), LOGITS), "pi-2", "me", feed, ledger)
+    second = header(feed, route=("pi-0", "pi-8", "pi-2"), attempt=1)
+    accept_result(encode(second, LOGITS), "pi-2", "me", feed, ledger)
+    with pytest.raises(WireFormatError, match="attempt 1"):
+        accept_result(encode(header(feed, attempt=1), LOGITS), "pi-2", "me", feed, ledger)

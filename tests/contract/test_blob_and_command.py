@@ -152,7 +152,7 @@ def test_the_largest_measurement_fits_into_a_command() -> None:
     weight = GeneratedWeight(
         offset=9_999_999_999, length=999_999_999, dtype="float32", scale=0.123456
     )
-    largest = measure(weights=(weight,) * MAX_WEIGHTS, weights_size_bytes=20_000_000_000)
+    largest = measure(weights=(weight,) * MAX_WEIGHTS, weights_size_bytes=2_000_000_000_000)
     assert len(largest.model_dump_json()) < MAX_COMMAND_BYTES
     kernels = (("a_name_of_a_tensor_as_long_as_such_names_are_at_most", 12345.6789),) * MAX_KERNELS
     timings = TIMINGS.model_copy(update={"kernels": kernels})

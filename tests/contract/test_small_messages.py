@@ -15,6 +15,7 @@ from contract.fleet import FleetView, is_live
 from contract.metrics import DeviceMetrics, Ledger, PipelineMetrics
 from contract.nack import MAX_NACK_BYTES, POISONOUS, Nack, NackReason, parse_nack
 from contract.plan import Plan
+from contract.printable import printable
 from contract.status import (
     MAX_STATUS_BYTES,
     Capabilities,
@@ -33,6 +34,7 @@ NACK = Nack(
     seq=7,
     attempt=2,
     stage_index=1,
+    route=("pi-0", "pi-1", "pi-2"),
     device="pi-1",
     reason=NackReason.INVALID,
     detail="why",
@@ -160,8 +162,10 @@ def test_oversized_ones_are_refused_unread() -> None:
 @pytest.mark.parametrize("character", ["x", '"', "\\", "é", "\U0001f525", "\x01"])
 def test_the_longest_detail_fits_into_a_refusal(character: str) -> None:
     """A stage cuts it at 2,000 characters; the client must be able to read what is left."""
-    nack = NACK.model_copy(update={"detail": character * 2000})
-    assert parse_nack(nack.model_dump_json().encode()) == nack
+    nack = NACK.model_copy(update={"detail": character * 2000, "route": ("a" * 63,) * 256})
+    read = parse_nack(nack.model_dump_json().encode())
+    assert read.detail == printable(character * 2000)[:2000]
+    assert Nack.model_validate(dict(read)) == read  # and hand it on
 
 
 def test_an_event_says_who_what_and_how_often() -> None:

@@ -28,6 +28,7 @@ BUILDERS: dict[str, tuple[Callable[[str, str, str], str], Callable[[str, str, st
         lambda c, t, s: Topic("input", c, t, s, PLAN_ID, 3),
     ),
     "command": (topics.command_topic, lambda c, t, s: Topic("command", c, t, s)),
+    "answer": (topics.answer_topic, lambda c, t, s: Topic("answer", c, t, s)),
     "result": (topics.result_topic, lambda c, t, s: Topic("result", c, t, s)),
     "nack": (topics.nack_topic, lambda c, t, s: Topic("nack", c, t, s)),
     "blob": (topics.blob_topic, lambda c, t, s: Topic("blob", c, t, s)),
@@ -50,6 +51,7 @@ FILTERS = {
     "status": (topics.status_filter("home"), {"status"}),
     "input": (topics.input_filter("home", "pi-1"), {"input"}),
     "command": (topics.command_filter("home", "pi-1"), {"command"}),
+    "answer": (topics.answer_filter("home", "pi-1"), {"answer"}),
     "result": (topics.result_filter("home", "pi-1"), {"result"}),
     "nack": (topics.nack_filter("home", "pi-1"), {"nack"}),
     "blob": (topics.blob_filter("home", "pi-1"), {"blob"}),
@@ -92,6 +94,7 @@ def test_the_topics_are_frozen() -> None:
         "status": "shardline/home/device/pi-0/status",
         "input": "shardline/home/device/pi-1/in/0123456789abcdef/3/pi-0",
         "command": "shardline/home/device/pi-1/command/pi-0",
+        "answer": "shardline/home/answer/pi-1/pi-0",
         "result": "shardline/home/client/pi-1/result/pi-0",
         "nack": "shardline/home/client/pi-1/nack/pi-0",
         "blob": "shardline/home/blob/pi-1/pi-0",
@@ -123,7 +126,7 @@ def test_a_filter_of_one_cluster_matches_no_other(name: str) -> None:
 
 
 def test_a_filter_of_one_receiver_matches_no_other() -> None:
-    for kind in ("input", "command", "result", "nack", "blob"):
+    for kind in ("input", "command", "answer", "result", "nack", "blob"):
         elsewhere = BUILDERS[kind][0]("home", "pi-2", "pi-0")
         assert not topic_matches_sub(FILTERS[kind][0], elsewhere)
 
@@ -147,6 +150,7 @@ def test_a_bad_name_never_becomes_a_level(bad: str) -> None:
         *(lambda name, f=f: f("c", name) for f in (topics.input_filter, topics.command_filter)),
         *(lambda name, f=f: f("c", name) for f in (topics.result_filter, topics.nack_filter)),
         lambda name: topics.blob_filter("c", name),
+        lambda name: topics.answer_filter("c", name),
     ):
         with pytest.raises(SettingsError):
             build_filter(bad)

@@ -52,8 +52,10 @@ def every_topic(cluster: str) -> list[str]:
         ]
         for to in USERS:
             found += [
+                topics.input_topic(cluster, to, PLAN_ID, 0, sender),
                 topics.input_topic(cluster, to, PLAN_ID, 1, sender),
                 topics.command_topic(cluster, to, sender),
+                topics.answer_topic(cluster, to, sender),
                 topics.result_topic(cluster, to, sender),
                 topics.nack_topic(cluster, to, sender),
                 topics.blob_topic(cluster, to, sender),
@@ -64,16 +66,18 @@ def every_topic(cluster: str) -> list[str]:
 EVERY_TOPIC = every_topic(CLUSTER) + every_topic("away")
 
 WRITES = {
-    "device": {"status", "input", "result", "nack", "blob", "command", "metrics", "event"},
+    "device": {"status", "input", "result", "nack", "blob", "answer", "metrics", "event"},
     "planner": {"command", "blob", "event"},
     "client": {"input", "pipeline_metrics", "event"},
     "observer": set[str](),
     "health": set[str](),
 }
 """Kinds of topics that a role writes in its own name."""
+SELF_TEST = {"device": {"command"}, "planner": {"answer"}, "client": {"result", "nack"}}
+"""Kinds that a role writes to itself alone."""
 READS_OWN = {
     "device": {"input", "command", "blob"},
-    "planner": {"command", "blob"},
+    "planner": {"answer", "blob"},
     "client": {"result", "nack"},
     "observer": set[str](),
     "health": set[str](),
@@ -100,8 +104,10 @@ def may_write(user: str, topic: Topic) -> bool:
         return False
     if topic.kind == "plan":
         return user == PLANNER
-    if role(user) == "client" and topic.kind in ("result", "nack"):
-        return topic.sender == topic.to == user  # to itself alone, for the self-test
+    if topic.sender == topic.to == user and topic.kind in SELF_TEST.get(role(user), ()):
+        return True
+    if topic.kind == "input" and (topic.stage_index == 0) != (role(user) == "client"):
+        return False  # clients feed the first stage and no other, devices all others
     return topic.sender == user and topic.kind in WRITES[role(user)]
 
 
@@ -110,6 +116,8 @@ def may_read(user: str, topic: Topic) -> bool:
         return False
     if topic.kind in READS_ALL[role(user)]:
         return True
+    if topic.kind == "input" and topic.stage_index == 0 and topic.sender == user:
+        return False  # what is denied is so both ways
     if topic.kind == "status" and role(user) == "device":
         return topic.sender == user
     return topic.to == user and topic.kind in READS_OWN[role(user)]

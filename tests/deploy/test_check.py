@@ -284,7 +284,7 @@ def test_only_the_asked_device_can_answer_its_question(memory: MemoryBroker, spe
     def answer(delivery: object) -> None:
         request_id = getattr(delivery, "payload").split(b'"request_id":"')[1][:16].decode()  # noqa: B009
         reply = HEALTHY.model_copy(update={"request_id": request_id, "unix_time_s": time.time()})
-        topic = topics.command_topic("default", "planner", speaker)
+        topic = topics.answer_topic("default", "planner", speaker)
         connections[0].publish(topic, reply.model_dump_json().encode())
         connections[0].publish(topic, b"not a command")
 

@@ -96,6 +96,7 @@ class FakeDevice:
             stage_index=self.stage_index,
             device=self.device,
             reason=reason,
+            route=header.route,
             detail="as the test wants it",
         )
         topic = topics.nack_topic(self._cluster, header.client, self.device)

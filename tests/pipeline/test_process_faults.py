@@ -398,6 +398,7 @@ def test_a_client_that_comes_back_under_its_name_survives_what_waited_for_it(
         seq=0,
         attempt=0,
         stage_index=0,
+        route=devices,
         device=devices[2],
         reason=NackReason.STALE,
         detail="",

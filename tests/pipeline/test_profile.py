@@ -190,14 +190,14 @@ class Asker:
 
     def __init__(self, ground: Ground, name: str) -> None:
         self.cluster, self.name = ground.cluster, name
-        self.heard = Listener(ground.connect, name, topics.command_filter(ground.cluster, name))
+        self.heard = Listener(ground.connect, name, topics.answer_filter(ground.cluster, name))
 
     def ask(self, command: Examine | Measure | ProbeLink) -> None:
         topic = topics.command_topic(self.cluster, "pi-0", self.name)
         self.heard.connection.publish(topic, command.model_dump_json().encode())
 
     def answers(self, kind: type) -> list[object]:
-        return [c for c in self.heard.payloads("command", parse_command) if isinstance(c, kind)]
+        return [c for c in self.heard.payloads("answer", parse_command) if isinstance(c, kind)]
 
 
 def measure_of(block: Block, request_id: str, **change: object) -> Measure:
@@ -266,7 +266,7 @@ def test_a_graph_that_was_never_fetched_and_another_engine_are_told(
     asker.heard.close()
     ground.start("pi-1")
     topic = topics.command_topic(ground.cluster, "pi-1", asker.name)
-    again = Listener(ground.connect, asker.name, topics.command_filter(ground.cluster, asker.name))
+    again = Listener(ground.connect, asker.name, topics.answer_filter(ground.cluster, asker.name))
     payload = measure_of(block, "b" * 16).model_dump_json().encode()
     eventually(lambda: again.connection.publish(topic, payload) and again.heard, "an answer", 20)
     eventually(lambda: "no such file" in str(again.heard), "the missing graph is told")
@@ -292,7 +292,7 @@ def test_strange_answers_and_a_device_that_stays_silent_end_in_a_clear_error(
             json.dumps({**own, "timings": {"whole_ms": "fast"}}).encode(),
         ):
             answers.append(payload)
-            topic = topics.command_topic(ground.cluster, planner_name, "pi-0")
+            topic = topics.answer_topic(ground.cluster, planner_name, "pi-0")
             connection.publish(topic, payload)
         delivery.ack()  # type: ignore[attr-defined]
 

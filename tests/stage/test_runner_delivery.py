@@ -1,5 +1,6 @@
 """What a stage does with good batches: once, in the right place, acknowledged at the right time."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def test_an_output_goes_to_the_next_device_of_the_route(bench: Bench) -> None:
 
 
 def test_the_last_stage_answers_the_client(bench: Bench) -> None:
-    bench.runner.load(loaded_stage(bench.plan, 2, GemmEngine(2)))
+    earlier = frozenset({"pi-9"})
+    bench.runner.load(replace(loaded_stage(bench.plan, 2, GemmEngine(2)), earlier_feeders=earlier))
     header = bench.header(index=2, route=("pi-0", "pi-9", "pi-1"))
     inputs = {"hidden_1": np.ones((2, 12), np.float32)}
     bench.process(encode(header, inputs), bench.topic(stage=2, sender="pi-9"))
@@ -177,14 +179,14 @@ def test_what_is_remembered_is_bounded(bench: Bench) -> None:
     seen = SeenBatches(outputs_kept=2)
     for epoch in range(EPOCHS_REMEMBERED + 10):
         seen.is_stale(bench.header(batch_id=BatchId(epoch, 5), low=5))
-    assert len(seen._low[CLIENT]) == EPOCHS_REMEMBERED
+    assert len(seen._low["pi-0"]) == EPOCHS_REMEMBERED
     newest = EPOCHS_REMEMBERED + 9
     assert seen.is_stale(bench.header(batch_id=BatchId(newest, 4), low=0))
     for seq in range(10):
-        key = AttemptKey("c", 1, seq, 0)
+        key = AttemptKey("c", ("pi-1",), 1, seq, 0)
         seen.begin(key, bench.delivery(b""), Output("t", b"x"))
         assert seen.end(key)
-    assert [seen.output_of(AttemptKey("c", 1, s, 0)) is not None for s in range(10)] == [
+    assert [seen.output_of(AttemptKey("c", ("pi-1",), 1, s, 0)) is not None for s in range(10)] == [
         False
     ] * 8 + [
         True,

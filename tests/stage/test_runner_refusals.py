@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import safetensors.numpy
 
 from broker.transport import PublishOutcome
 from contract import topics
-from contract.activation import BatchId, encode
+from contract.activation import BatchId, decode, encode
 from contract.errors import (
     BrokerUnreachableError,
     EngineError,
@@ -19,9 +20,11 @@ from contract.errors import (
     NotAuthorisedError,
 )
 from contract.nack import NackReason
+from contract.plan import Replica, place
 from contract.status import EventKind
 from tests.contract.test_activation_malformed import sealed
 from tests.stage.harness import CLIENT, CLUSTER, Bench, hidden, make_bench
+from tests.tiny import tiny_weights
 
 EPOCH_OF_ANOTHER_CLIENT = 77
 
@@ -127,11 +130,11 @@ REFUSED: dict[str, tuple[NackReason, Callable[[Bench], tuple[bytes, str]]]] = {
     ),
     "another stage": (
         NackReason.MISROUTED,
-        lambda b: (b.message(index=2), b.topic(stage=2)),
+        lambda b: (b.message(index=2), b.topic(sender="pi-1", stage=2)),
     ),
     "another stage in the header only": (
         NackReason.MISROUTED,
-        lambda b: (b.message(index=0), b.topic()),
+        lambda b: (b.message(index=0), b.topic(sender=CLIENT)),
     ),
     "another stage in the topic only": (
         NackReason.MISROUTED,
@@ -145,9 +148,13 @@ REFUSED: dict[str, tuple[NackReason, Callable[[Bench], tuple[bytes, str]]]] = {
         NackReason.MISROUTED,
         lambda b: (b.message(route=("pi-0", "pi-1")), b.topic()),
     ),
-    "a sender that the route does not name": (
+    "a sender that serves no stage before": (
         NackReason.MISROUTED,
-        lambda b: (b.message(), b.topic(sender="evil")),
+        lambda b: (b.message(route=("evil", "pi-1", "pi-2")), b.topic(sender="evil")),
+    ),
+    "more images than the plan was made for": (
+        NackReason.INVALID,
+        lambda b: (b.message(images=b.plan.batch_size + 1), b.topic()),
     ),
     "a tensor of another name": (
         NackReason.INVALID,
@@ -196,6 +203,97 @@ def test_a_batch_that_does_not_fit_is_refused_to_its_client(bench: Bench, kind: 
     assert event is EventKind.MESSAGE_REJECTED
     assert str(reason) in detail
     bench.answers_a_good_batch()
+
+
+FORGED: dict[str, Callable[[Bench], tuple[bytes, str]]] = {
+    "by a stranger": lambda b: (b.message(), b.topic(sender="evil")),
+    "by the client itself": lambda b: (b.message(), b.topic(sender=CLIENT)),
+    "by a later device of the route": lambda b: (b.message(), b.topic(sender="pi-2")),
+    "of another stage": lambda b: (b.message(index=2), b.topic(sender="evil", stage=2)),
+    "of another plan": lambda b: (
+        b.message(plan_id="f" * 16),
+        b.topic(sender="evil", plan_id="f" * 16),
+    ),
+    "as a first input of another client": lambda b: (
+        b.message(index=0),
+        b.topic(sender="evil", stage=0),
+    ),
+    "in another codec": lambda b: (b.message(codec="int8"), b.topic(sender="evil")),
+    "as a result": lambda b: (b.message(index=3), b.topic(sender="evil")),
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_batch_from_who_is_not_before_us_on_its_route_is_told_to_nobody(
+    bench: Bench, kind: str
+) -> None:
+    """The client that it names did not send it: a refusal would count against a batch of its."""
+    payload, topic = FORGED[kind](bench)
+    bench.process(payload, topic)
+    assert bench.connection.published == []
+    assert bench.acked == ["input"]
+    assert bench.counters.snapshot().rejected == 1
+    [(event, detail)] = bench.events
+    assert event is EventKind.MESSAGE_REJECTED
+    assert "expected it from" in detail
+    assert bench.engine.runs == 0
+    bench.answers_a_good_batch()
+
+
+def test_what_another_sender_makes_up_is_not_taken_for_the_batch(bench: Bench) -> None:
+    """A replica of the stage before sends rubbish under the number of a batch that is not its."""
+    plan = place(
+        bench.plan,
+        [[Replica(device="pi-0"), Replica(device="pi-9")]]
+        + [list(spot.replicas) for spot in bench.plan.placement[1:]],
+        CLUSTER,
+    )
+    loaded = bench.runner.loaded
+    assert loaded is not None
+    bench.runner.load(replace(loaded, plan=plan))
+    rubbish = encode(
+        bench.header(7, route=("pi-9", "pi-1", "pi-2"), low=7), {"hidden_0": hidden(2, 99)}
+    )
+    bench.process(rubbish, bench.topic(sender="pi-9"), "rubbish")
+    bench.process(bench.message(7), label="true")
+    assert bench.engine.runs == 2
+    answers = [decode(output.payload) for output in bench.outputs]
+    assert [answer.header.route[0] for answer in answers] == ["pi-9", "pi-0"]
+    expected = np.maximum(hidden(2, 7) @ tiny_weights()[1], 0)
+    np.testing.assert_allclose(answers[1].tensors["hidden_1"], expected, rtol=1e-6)
+
+
+def test_a_watermark_that_another_sender_makes_up_stales_nothing(bench: Bench) -> None:
+    plan = place(
+        bench.plan,
+        [[Replica(device="pi-0"), Replica(device="pi-9")]]
+        + [list(spot.replicas) for spot in bench.plan.placement[1:]],
+        CLUSTER,
+    )
+    loaded = bench.runner.loaded
+    assert loaded is not None
+    bench.runner.load(replace(loaded, plan=plan))
+    far = 2**62
+    bench.process(
+        bench.message(far, low=far, route=("pi-9", "pi-1", "pi-2")), bench.topic(sender="pi-9")
+    )
+    bench.process(bench.message(3), label="true")
+    assert bench.nacks == []
+    assert bench.acked[-1] == "true"
+
+
+def test_a_batch_that_set_out_before_the_plan_was_placed_anew_is_still_taken(bench: Bench) -> None:
+    loaded = bench.runner.loaded
+    assert loaded is not None
+    moved = place(bench.plan, [[Replica(device=d)] for d in ("pi-9", "pi-1", "pi-2")], CLUSTER)
+    bench.runner.load(replace(loaded, plan=moved, earlier_feeders=loaded.feeders))
+    bench.answers_a_good_batch()
+
+
+def test_a_refusal_names_the_route_that_it_refuses(bench: Bench) -> None:
+    bench.process(bench.message(images=bench.plan.batch_size + 1))
+    [nack] = bench.nacks
+    assert nack.route == ("pi-0", "pi-1", "pi-2")
 
 
 def test_a_stage_without_a_shard_refuses_as_not_ready(bench: Bench) -> None:
