@@ -58,10 +58,10 @@ def test_what_is_retained_and_may_not_be_is_left_outside() -> None:
     assert judged(PLAN, retained=True) is judged(STATUS, retained=True) is None
 
 
-def test_only_pieces_of_shards_come_at_qos_0() -> None:
-    for topic in (INPUT, PLAN, STATUS, COMMAND):
+def test_only_the_plan_and_pieces_of_shards_come_at_qos_0() -> None:
+    for topic in (INPUT, STATUS, COMMAND):
         assert "QoS 0" in str(judged(topic, qos=0))
-    assert judged(BLOB, qos=0) is None
+    assert judged(BLOB, qos=0) is judged(PLAN, qos=0) is None
 
 
 def test_inputs_that_grow_with_the_batch_in_each_dimension_are_counted_so() -> None:

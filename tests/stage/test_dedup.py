@@ -1,11 +1,12 @@
 """What clients make up, be it watermarks, epochs or names, harms nobody but themselves."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from contract.activation import BatchId, Header
-from stage.dedup import CLIENTS_REMEMBERED, EPOCHS_REMEMBERED, AttemptKey, Output, SeenBatches
+from stage.dedup import EPOCHS_REMEMBERED, SENDERS_REMEMBERED, AttemptKey, Output, SeenBatches
 from tests.stage.harness import Bench, make_bench
 
 HIGHEST = 2**63 - 1
@@ -52,13 +53,13 @@ def test_a_flood_of_epochs_evicts_only_the_flooder_s(seen: SeenBatches, bench: B
     assert len(seen._low["enemy"]) == EPOCHS_REMEMBERED
 
 
-def test_clients_are_bounded_too_and_the_one_that_sends_stays(
+def test_senders_are_bounded_too_and_the_one_that_sends_stays(
     seen: SeenBatches, bench: Bench
 ) -> None:
-    for index in range(10 * CLIENTS_REMEMBERED):
+    for index in range(10 * SENDERS_REMEMBERED):
         seen.is_stale(_of(bench.header(batch_id=BatchId(1, 0)), f"client-{index}"))
         seen.is_stale(bench.header(5, low=5))
-    assert len(seen._low) == CLIENTS_REMEMBERED
+    assert len(seen._low) == SENDERS_REMEMBERED
     assert seen.is_stale(bench.header(4, low=0))
 
 
@@ -73,13 +74,12 @@ def test_another_client_s_batch_of_the_same_number_is_computed_for_itself(bench:
 
 def test_outputs_and_work_are_kept_by_client() -> None:
     seen = SeenBatches(outputs_kept=3)
-    mine, other = AttemptKey("a", 1, 2, 0), AttemptKey("b", 1, 2, 0)
+    mine, other = AttemptKey("a", ("pi-1",), 1, 2, 0), AttemptKey("b", ("pi-1",), 1, 2, 0)
     seen.begin(mine, None, Output("t", b"x"))  # type: ignore[arg-type]
     assert seen.output_of(other) is None
     assert not seen.join(other, None)  # type: ignore[arg-type]
 
 
-def _of(header: Header, client: str) -> Header:
-    from dataclasses import replace
-
-    return replace(header, client=client)
+def _of(header: Header, name: str) -> Header:
+    """The same, from a client of this name by a device of this name."""
+    return replace(header, client=name, route=(name, *header.route[1:]))
