@@ -306,7 +306,7 @@ def test_what_it_says_of_itself_cannot_write_on_a_terminal(
     with Publisher(site.ground.connector(PLANNER), CLUSTER, PLANNER) as publisher:
         assert peer.may(topic, json.dumps(status).encode(), retain=True)
         eventually(
-            lambda: publisher._listen() or publisher._fleet.get(INSIDER) is not None, "it is heard"
+            lambda: publisher.listen() or publisher._fleet.get(INSIDER) is not None, "it is heard"
         )
         failure = publisher._fleet.failure(site.plan)
     assert failure is not None
