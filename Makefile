@@ -35,8 +35,9 @@ lint: setup
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
 
+# Three at a time: most tests wait for something most of the time, and each has names of its own.
 test: lint
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest -n 3 --dist loadfile
 
 fuzz: setup
 	$(VENV)/python -m tests.fuzz --minutes $(or $(MINUTES),10)
