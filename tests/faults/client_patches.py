@@ -23,7 +23,6 @@ from tests.faults import scaled
 from tests.faults.patching import Context, patch
 from tests.faults.stage_patches import flip
 
-
 def scale_times(context: Context) -> None:
     """Shorten what the product waits for, in every process of the pipeline under test."""
     for name in ("MIN_DEADLINE_S", "MAX_DEADLINE_S", "MAX_REFUSAL_DELAY_S"):
@@ -37,7 +36,6 @@ def scale_times(context: Context) -> None:
     context.replace(PahoConnection, "_spread_reconnects", staticmethod(spread))
     change_settings(context, keepalive_s=scaled.KEEPALIVE_S)
 
-
 def change_settings(context: Context, **changes: Any) -> None:
     """Connect with other settings than the product's own."""
 
@@ -46,7 +44,6 @@ def change_settings(context: Context, **changes: Any) -> None:
 
     context.wrap(PahoConnection, "__init__", connect)
 
-
 def is_data(topic: str) -> bool:
     """Whether a topic carries a batch or a result."""
     try:
@@ -54,9 +51,7 @@ def is_data(topic: str) -> bool:
     except WireFormatError:
         return False
 
-
 # Faults at whoever publishes.
-
 
 @patch
 def thrice(context: Context, _argument: str) -> None:
@@ -69,7 +64,6 @@ def thrice(context: Context, _argument: str) -> None:
         return original(self, topic, payload, **named)
 
     context.wrap(PahoConnection, "publish", publish)
-
 
 @patch
 def damage(context: Context, argument: str) -> None:
@@ -85,7 +79,6 @@ def damage(context: Context, argument: str) -> None:
         return original(self, topic, payload, **named)
 
     context.wrap(PahoConnection, "publish", publish)
-
 
 @patch
 def shuffle(context: Context, size: str) -> None:
@@ -120,14 +113,12 @@ def shuffle(context: Context, size: str) -> None:
 
     context.wrap(PahoConnection, "publish", publish)
 
-
 def _pass_on(done: "Future[PublishOutcome]", promised: "Future[PublishOutcome]") -> None:
     error = done.exception()
     if error is not None:
         promised.set_exception(error)
     else:
         promised.set_result(done.result())
-
 
 @patch
 def jump(context: Context, _argument: str) -> None:
@@ -144,27 +135,22 @@ def jump(context: Context, _argument: str) -> None:
     context.replace(time, "time", lambda: real() + offset_s())
     context.replace(time, "time_ns", lambda: real_ns() + int(offset_s() * 1e9))
 
-
 # Controls: a mechanism of the product switched off.
-
 
 @patch
 def no_retry(context: Context, _argument: str) -> None:
     """Nothing is ever sent a second time."""
-    context.replace(Pipeline, "_retry", lambda _self, _entry, _why: None)
-
+    context.replace(client.retry.RetryBudget, "spend", lambda _self: False)
 
 @patch
 def no_session(context: Context, _argument: str) -> None:
     """The broker forgets this process with its connection."""
     change_settings(context, session_expiry_s=0)
 
-
 @patch
 def no_keepalive(context: Context, _argument: str) -> None:
     """Nobody notices a silent connection for a minute, which is what the broker insists on."""
     change_settings(context, keepalive_s=60)
-
 
 @patch
 def no_dedup(context: Context, _argument: str) -> None:
@@ -179,7 +165,6 @@ def no_dedup(context: Context, _argument: str) -> None:
 
     context.wrap(Ledger, "deliver", deliver)
 
-
 @patch
 def any_epoch(context: Context, _argument: str) -> None:
     """A batch is known by its number alone, whichever run it is of."""
@@ -189,7 +174,6 @@ def any_epoch(context: Context, _argument: str) -> None:
 
     context.wrap(Ledger, "find", find)
     context.replace(Ledger, "knows", lambda _self, _batch_id: True)
-
 
 @patch
 def by_arrival(context: Context, _argument: str) -> None:
@@ -201,7 +185,6 @@ def by_arrival(context: Context, _argument: str) -> None:
 
     context.wrap(Ledger, "deliver", deliver)
     context.replace(Ledger, "find", lambda self, _id: next(iter(self._open.values()), None))
-
 
 @patch
 def any_plan(context: Context, _argument: str) -> None:
@@ -224,20 +207,13 @@ def any_plan(context: Context, _argument: str) -> None:
     context.wrap(client.acceptance, "decode", decode)
     context.wrap(client.feed.FeedWatch, "take_plan", take)
 
-
 @patch
 def eager(context: Context, milliseconds: str) -> None:
     """One short deadline for every attempt, and no budget for retries."""
-    deadline_s = float(milliseconds) / 1000
-    context.replace(client.pipeline, "attempt_deadline_s", lambda _p99, _attempt: deadline_s)
+    for name in ("MIN_DEADLINE_S", "MAX_DEADLINE_S"):
+        context.replace(client.retry, name, float(milliseconds) / 1000)
+    context.replace(client.retry, "P99_FACTOR", 0.0)
     context.replace(client.retry.RetryBudget, "spend", lambda _self: True)
-
-
-@patch
-def no_window(context: Context, size: str) -> None:
-    """So many batches in flight, however far ahead of the oldest."""
-    context.replace(client.pipeline, "SPAN_IN_WINDOWS", int(size))
-    context.replace(Pipeline, "window", property(lambda _self: int(size)))
 
 
 @patch
@@ -250,9 +226,16 @@ def no_size_check(context: Context, _argument: str) -> None:
 
     context.wrap(PahoConnection, "_on_connect", connected)
 
-
 @patch
 def wall_clock(context: Context, _argument: str) -> None:
     """The client's timers run on the wall clock."""
     shim = SimpleNamespace(monotonic=lambda: time.time(), time=time.time, time_ns=time.time_ns)
     context.replace(client.pipeline, "time", shim)
+
+
+@patch
+def no_giving_up(context: Context, _argument: str) -> None:
+    """However often a batch was refused, or its device died, it is sent again."""
+    import client.receiving
+
+    context.replace(client.receiving, "MAX_REFUSALS", 10**6)

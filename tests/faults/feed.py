@@ -59,6 +59,9 @@ class Feed:
         self._ends: Counter[str] = Counter()
         self.figures = Figures()
         self._last_result = time.monotonic()
+        self.next_result_s: float | None = None
+        self.in_flight_s: float | None = None
+        self._in_flight: set[str] | None = None
         self.most_in_flight = 0
         self.order: list[Ended] = []
 
@@ -124,6 +127,7 @@ class Feed:
         name = end.batch.names[0]
         self._ends[name] += 1
         self.order.append(end)
+        self._note_flight(name, now)
         if isinstance(end, BatchResult):
             self.figures.results += 1
             if self._submitted.get(name) is not end.batch or not is_right(end, self._seeds):
@@ -135,6 +139,16 @@ class Feed:
                 self.figures.problems.append(f"dead: {end.reason}: {end.detail:.80}")
         if len(self.order) >= self._strike_after:
             self._strike.set()
+
+    def _note_flight(self, name: str, now: float) -> None:
+        """The next result of all, and the last of those that were in flight at the fault."""
+        if self._in_flight is None:
+            return
+        if self.next_result_s is None:
+            self.next_result_s = now - self._injected_at
+        self._in_flight.discard(name)
+        if not self._in_flight and self.in_flight_s is None:
+            self.in_flight_s = now - self._injected_at
 
     def _note_recovery(self, end: BatchResult, now: float) -> None:
         if self.figures.recovery_s is not None or not self._injected_at or not end.hops:
@@ -161,6 +175,7 @@ class Feed:
             self._strike.wait()
         time.sleep(self._pause_s)
         self._injected_wall, self._injected_at = time.time(), time.monotonic()
+        self._in_flight = set(list(self._submitted)) - set(list(self._ends))
         try:
             self._inject()
         except BaseException as error:  # noqa: BLE001 told by the thread that runs the trial

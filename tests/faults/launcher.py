@@ -24,7 +24,8 @@ def main() -> None:
     context = Context(told["name"], Triggers(Path(told["folder"])), _FOR_EVER)
     if sys.argv[2] == "stage":
         stage_patches.watch(context)
-    client_patches.scale_times(context)
+    if not told["full_length"]:
+        client_patches.scale_times(context)
     apply(context, told["patches"])
     sys.argv = ["shardline", *sys.argv[2:]]
     shardline()

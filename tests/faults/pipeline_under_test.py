@@ -11,9 +11,9 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.cluster.network import BROKER, CLIENT, Host, inside, network
 from broker.connection import Connector
@@ -31,8 +31,11 @@ from tests.faults.triggers import Triggers
 from tests.pipeline.fakes import place_on
 from tests.tiny import make_tiny_plan
 
+if TYPE_CHECKING:
+    from tests.faults.secured import Credentials
+
 CLUSTER = "faults"
-FEEDER = "feeder"
+FEEDER, PLANNER = "feeder", "planner"
 ALL = "*"
 READY_LIMIT_S = 40.0
 CLOSE_LIMIT_S = 5.0
@@ -45,7 +48,8 @@ class Setup:
 
     ``patience_s``: a trial without a result for so long has hung. ``conf``: changes to the rendered
     configuration of the broker. ``through_proxy``: who reaches the broker by a proxy of its own.
-    ``one_client``: one client for all trials, not one (a new epoch) for each.
+    ``one_client``: one client for all trials, not one (a new epoch) for each. ``secured``: mutual TLS
+    and an access list. ``full_length``: the product's own times, not scaled ones.
     """
 
     devices: tuple[tuple[str, ...], ...] = (("pi-0",), ("pi-1",), ("pi-2",))
@@ -58,6 +62,8 @@ class Setup:
     entry_point: Callable[[Path], Path] | None = None
     through_proxy: tuple[str, ...] = ()
     in_namespaces: bool = False
+    secured: bool = False
+    full_length: bool = False
     plan_seeds: tuple[int, ...] = (0,)
     one_client: bool = True
     batch_timeout_s: float | None = None
@@ -92,6 +98,7 @@ class Site:
         self.triggers = Triggers(folder / "triggers")
         self.proxies: dict[str, Proxy] = {}
         self.hosts: dict[str, Host] = {}
+        self.credentials: "Credentials | None" = None
         self.stages: dict[str, Child] = {}
         self.is_broken = False
         self._stack = ExitStack()
@@ -116,6 +123,8 @@ class Site:
                 rates = dict.fromkeys((BROKER, CLIENT, *self.devices), LINK_MBIT)
                 self.hosts = stack.enter_context(network(rates))
                 stack.enter_context(inside(self.hosts[CLIENT]))
+            if self.setup.secured:
+                self._secure()
             self._patch_this_process(stack)
             self.plans = [self._make_plan(seed) for seed in self.setup.plan_seeds]
             self.plan = self.plans[0]
@@ -141,7 +150,8 @@ class Site:
 
     def _patch_this_process(self, stack: ExitStack) -> None:
         context = Context("client", self.triggers, stack)
-        client_patches.scale_times(context)
+        if not self.setup.full_length:
+            client_patches.scale_times(context)
         apply(context, self.setup.client_patches)
 
     def _make_plan(self, seed: int) -> Plan:
@@ -149,19 +159,31 @@ class Site:
         plan = make_tiny_plan(self.shards, seed=seed, name=name, devices=(), cluster=CLUSTER)
         return place_on(plan, self.setup.devices, CLUSTER)
 
+    def _secure(self) -> None:
+        from tests.faults.secured import Credentials, access_list
+
+        self.credentials = Credentials(self.folder / "credentials", CLUSTER)
+        (self.folder / "acl").write_text(access_list(CLUSTER, self.devices, FEEDER))
+
+    def _conf(self, host: str, port: int) -> str:
+        secured: dict[str, Any] = {}
+        if self.credentials is not None:
+            secured = {"tls": self.credentials.listener(), "acl_file": str(self.folder / "acl")}
+        text = render_mosquitto_conf(MosquittoSettings(port=port, bind_address=host, **secured))
+        text = self.setup.conf(text.replace("sys_interval 10", "sys_interval 1"), self.folder)
+        if os.geteuid() == 0:
+            text += "user root\n"  # changing the user would clear the signal of our death
+        return text
+
     # The broker
 
     def _start_broker(self, stack: ExitStack) -> None:
         host = self.hosts[BROKER].address if self.hosts else "127.0.0.1"
         port = free_port()
-        text = render_mosquitto_conf(MosquittoSettings(port=port, bind_address=host))
-        text = self.setup.conf(text.replace("sys_interval 10", "sys_interval 1"), self.folder)
-        if os.geteuid() == 0:
-            text += "user root\n"  # changing the user would clear the signal of our death
         entry_point = self.setup.entry_point
         self.broker = Broker(
             self.folder,
-            text,
+            self._conf(host, port),
             host,
             port,
             self.hosts[BROKER].command([]) if self.hosts else (),
@@ -176,9 +198,13 @@ class Site:
         self.broker.wait_until_it_accepts(lambda where: socket.create_connection(where, 0.5))
 
     def address(self, name: str | None = None) -> BrokerAddress:
-        """Where ``name`` finds the broker; directly when it has no proxy."""
+        """Where ``name`` finds the broker, and with what; directly when it has no proxy."""
         proxy = self.proxies.get(name or "")
-        return BrokerAddress(self.broker.host, proxy.port if proxy else self.broker.port)
+        where = BrokerAddress(self.broker.host, proxy.port if proxy else self.broker.port)
+        if self.credentials is None:
+            return where
+        user = FEEDER if name == "client" else name or PLANNER
+        return replace(where, username=user, tls=self.credentials.of(user))
 
     def connect(self, name: str | None = None) -> Connect:
         """Connections of the harness' own, or as ``name`` would make them."""
@@ -191,15 +217,7 @@ class Site:
         for whose in (ALL, device):
             patches += self.setup.stage_patches.get(whose, ())
         self.stages[device] = child = Child(
-            stage_command(
-                self.told(device, patches),
-                device,
-                [
-                    *("--cluster", CLUSTER, "--broker", str(self.address(device))),
-                    *("--shards", str(self.shards)),
-                    *("--cache", str(self.folder / "cache" / device)),
-                ],
-            ),
+            stage_command(self.told(device, patches), device, self._stage_options(device)),
             self.folder / f"{device}.log",
             [
                 *self.setup.stage_before(self, device),
@@ -210,10 +228,21 @@ class Site:
         stack.callback(child.kill)
         child.start()
 
+    def _stage_options(self, device: str) -> list[str]:
+        address = self.address(device)
+        options = ["--cluster", CLUSTER, "--broker", str(address), "--shards", str(self.shards)]
+        options += ["--cache", str(self.folder / "cache" / device)]
+        if self.credentials is not None:
+            files = self.credentials.of(device)
+            options += ["--ca-file", str(files.ca_file), "--cert-file", str(files.cert_file)]
+            options += ["--key-file", str(files.key_file)]
+        return options
+
     def told(self, name: str, patches: list[str]) -> str:
         """What the launcher of a process is told."""
         folder = str(self.triggers.folder)
-        return json.dumps({"name": name, "folder": folder, "patches": patches})
+        told = {"name": name, "folder": folder, "patches": patches}
+        return json.dumps(told | {"full_length": self.setup.full_length})
 
     def publish(self, plan: Plan | None = None) -> None:
         """What the planner does, again after the broker lost it: publish, wait until all is ready.
@@ -222,13 +251,13 @@ class Site:
             ShardlineError: the devices do not become ready.
         """
         self.plan = plan or self.plan
-        with Publisher(self.connect(), CLUSTER, "planner") as publisher:
+        with Publisher(self.connect(), CLUSTER, PLANNER) as publisher:
             publisher.publish(self.plan)
             publisher.wait_until_ready(self.plan, READY_LIMIT_S, lambda _step, _share: None)
 
     def wait_until_ready(self) -> None:
         """Until every device serves its stage of the plan."""
-        with Publisher(self.connect(), CLUSTER, "planner") as publisher:
+        with Publisher(self.connect(), CLUSTER, PLANNER) as publisher:
             publisher.wait_until_ready(self.plan, READY_LIMIT_S, lambda _step, _share: None)
 
     # The client

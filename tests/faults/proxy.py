@@ -28,8 +28,8 @@ class Proxy:
         self._lock = threading.Lock()
         self._pairs: list[_Pair] = []
         self.delay_s, self.bytes_per_s, self.loss = 0.0, 0.0, 0.0
+        self.is_cut = False
         self.accepted = 0
-        self._closed = False
         threading.Thread(target=self._accept, name=f"proxy-{self.port}", daemon=True).start()
 
     def _accept(self) -> None:
@@ -39,6 +39,8 @@ class Proxy:
             except OSError:
                 return
             try:
+                if self.is_cut:
+                    raise ConnectionError("no cable")
                 far = socket.create_connection(self._target, timeout=2)
             except OSError:
                 _reset(near)
@@ -68,6 +70,16 @@ class Proxy:
         for pair in pairs:
             (pair.up if upward else pair.down).is_black = True
         return len(pairs)
+
+    def cut(self) -> None:
+        """The cable is out: nothing comes through, and nobody can connect."""
+        self.is_cut = True
+        for pair in self.pairs():
+            pair.up.is_black = pair.down.is_black = True
+
+    def mend(self) -> None:
+        """The cable is in again. Connections of before stay dead until somebody gives them up."""
+        self.is_cut = False
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -145,7 +157,8 @@ class _Direction:
                 self._to.sendall(data)
             except OSError:
                 break
-        self._pair.close()
+        if not self.is_black:  # else nobody at the other end would hear of it
+            self._pair.close()
         while self._parcels.qsize():  # a reader that waits for room must come to its end
             self._parcels.get_nowait()
 

@@ -4,6 +4,8 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import shards.reader
 import stage.agent
 import stage.loader
 import stage.runner
+from broker.connection import PahoConnection
 from broker.transport import Delivery
 from contract import topics
 from contract.errors import WireFormatError
@@ -35,11 +38,10 @@ POINTS = (
     "acknowledged",
 )
 """The states of one batch at one stage, in order, in each of which a stage may die."""
-LOSING_POINTS = POINTS[:6]
-"""Those at which the batch exists nowhere but at the broker, as an unacknowledged input."""
+LOSING_POINTS = POINTS[1:6]
+"""Those at which the batch exists nowhere but in this process, once its input is acknowledged."""
 POISON = 255
 """An image of this value in every pixel is poison to a stage with that patch."""
-
 
 def watch(context: Context) -> None:
     """What every stage under test has: crash points, and a log of what it computed."""
@@ -51,11 +53,6 @@ def watch(context: Context) -> None:
 
     def at(point: str) -> None:
         crash(f"{context.name}.{point}")
-
-    def enqueue(original: Any, agent: StageAgent, delivery: Delivery) -> None:
-        if is_input(delivery):
-            at("received")
-        original(agent, delivery)
 
     def process(original: Any, runner: StageRunner, *arguments: Any) -> None:
         at("taken")
@@ -82,7 +79,7 @@ def watch(context: Context) -> None:
         original(deliveries)
         at("acknowledged")
 
-    context.wrap(StageAgent, "_enqueue", enqueue)
+    around_deliveries(context, lambda _delivery: at("received"))
     context.wrap(StageRunner, "process", process)
     context.wrap(StageRunner, "_run", run)
     context.wrap(StageRunner, "_publish", publish)
@@ -90,13 +87,24 @@ def watch(context: Context) -> None:
     context.wrap(stage.runner, "_acknowledge", acknowledge)
     around_engine(context, lambda: at("computing"), lambda: at("computed"))
 
+def around_deliveries(context: Context, before: Callable[[Delivery], None]) -> None:
+    """Do something with every input on the network thread, before the stage hears of it."""
+
+    def connect(original: Any, self: Any, address: Any, settings: Any, callbacks: Any) -> None:
+        def hear(delivery: Delivery) -> None:
+            if is_input(delivery):
+                before(delivery)
+            callbacks.on_delivery(delivery)
+
+        original(self, address, settings, replace(callbacks, on_delivery=hear))
+
+    context.wrap(PahoConnection, "__init__", connect)
 
 def is_input(delivery: Delivery) -> bool:
     try:
         return topics.parse_topic(delivery.topic).kind == "input"
     except WireFormatError:
         return False
-
 
 class WatchedEngine:
     """An engine with something before and after each run."""
@@ -114,7 +122,6 @@ class WatchedEngine:
     def close(self) -> None:
         self._inner.close()
 
-
 def around_engine(context: Context, before: Any = None, after: Any = None) -> None:
     """Let every engine that is loaded from now on do this around each run."""
 
@@ -126,7 +133,6 @@ def around_engine(context: Context, before: Any = None, after: Any = None) -> No
         )
 
     context.wrap(stage.loader, "load_engine", load)
-
 
 @patch
 def slow(context: Context, milliseconds: str) -> None:
@@ -141,15 +147,16 @@ def slow(context: Context, milliseconds: str) -> None:
 
     around_engine(context, before)
 
-
 @patch
-def poison(context: Context, how: str) -> None:
-    """An image of 255 in every pixel ends the process: ``exit``, ``segv`` or ``kill``."""
+def poison(context: Context, _argument: str) -> None:
+    """An image of 255 in every pixel ends the process: ``exit``, ``segv`` or ``kill``, as asked."""
+    way = context.triggers.folder / "poison"
 
     def before(inputs: Any) -> None:
         tensor = next(iter(inputs.values()))
         if tensor.dtype != np.uint8 or not len(tensor) or not bool((tensor == POISON).all()):
             return
+        how = way.read_text() if way.exists() else "kill"
         if how == "exit":
             os._exit(77)
         os.kill(os.getpid(), signal.SIGSEGV if how == "segv" else signal.SIGKILL)
@@ -159,7 +166,6 @@ def poison(context: Context, how: str) -> None:
         return WatchedEngine(original(*arguments), before, lambda _inputs: None)
 
     context.wrap(stage.loader, "load_engine", load)
-
 
 @patch
 def balloon(context: Context, megabytes: str) -> None:
@@ -173,7 +179,6 @@ def balloon(context: Context, megabytes: str) -> None:
             taken.clear()  # the limit was higher: nothing happened
 
     around_engine(context, before)
-
 
 @patch
 def deaf(context: Context, seconds: str) -> None:
@@ -202,27 +207,17 @@ def deaf(context: Context, seconds: str) -> None:
     context.wrap(StageAgent, "_obey", obey)
     context.wrap(StageAgent, "_process", process)
 
-
 # Controls: a mechanism of the product switched off.
-
 
 @patch
 def acknowledge_at_receipt(context: Context, _argument: str) -> None:
     """The input is acknowledged before anything is done with it."""
-
-    def enqueue(original: Any, agent: StageAgent, delivery: Delivery) -> None:
-        if is_input(delivery):
-            delivery.ack()
-        original(agent, delivery)
-
-    context.wrap(StageAgent, "_enqueue", enqueue)
-
+    around_deliveries(context, lambda delivery: delivery.ack())
 
 @patch
 def trust_shards(context: Context, _argument: str) -> None:
     """No file is hashed before it is loaded."""
     context.replace(shards.reader, "_check_file", lambda _path, _expected: None)
-
 
 @patch
 def trust_plans(context: Context, _argument: str) -> None:
@@ -233,7 +228,6 @@ def trust_plans(context: Context, _argument: str) -> None:
         return None if found and found[0] in ("plan_mismatch", "stale") else found
 
     context.wrap(StageRunner, "_refusal", refusal)
-
 
 @patch
 def trust_headers(context: Context, _argument: str) -> None:
@@ -246,7 +240,6 @@ def trust_headers(context: Context, _argument: str) -> None:
         return original(document, payload, start)
 
     context.wrap(contract.activation, "_parse_tensors", parse)
-
 
 @patch
 def trust_bytes(context: Context, _argument: str) -> None:
@@ -268,7 +261,6 @@ def trust_bytes(context: Context, _argument: str) -> None:
     for module in (stage.runner, client.acceptance):
         context.wrap(module, "decode", decode)
 
-
 def flip(payload: bytes, generator: random.Random, only_tensors: bool) -> bytes:
     """Damage a message: one bit anywhere, or cut off; or one that makes a number huge."""
     damaged = bytearray(payload)
@@ -279,3 +271,24 @@ def flip(payload: bytes, generator: random.Random, only_tensors: bool) -> bytes:
         return bytes(damaged[: generator.randrange(len(damaged))])
     damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
     return bytes(damaged)
+
+@patch
+def no_self_test(context: Context, _argument: str) -> None:
+    """A process takes for granted that it hears what is sent to it."""
+    import broker.self_test
+
+    context.replace(broker.self_test.SelfTest, "run", lambda *_arguments, **_named: None)
+
+@patch
+def no_name_guard(context: Context, _argument: str) -> None:
+    """A process does not notice another one of its name."""
+    import broker.name_guard
+
+    context.replace(broker.name_guard.NameGuard, "_judge", lambda _self, _greeting: None)
+
+@patch
+def no_crash_marker(context: Context, _argument: str) -> None:
+    """A process does not know what its predecessor died of."""
+    import stage.crash_marker
+
+    context.replace(stage.crash_marker.CrashMarker, "deaths", lambda _self, _batch: 0)
