@@ -61,7 +61,7 @@ CASES: dict[str, tuple[Strike, int, bool]] = {
     "the broker, SIGKILL, restarted": (kill_broker, -1, False),
     "a replica, unplugged": (unplug, 1, True),
 }
-"""What strikes, whose work shows the recovery, and whether the batches in flight are what counts."""
+"""What strikes, whose work shows the recovery, and whether the batches in flight count instead."""
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:

@@ -277,7 +277,9 @@ def main() -> int:
         seen = [(t, rss, age_s) for t, who, rss, age_s in log.memory if who == name]
         warm = [(t, rss) for t, rss, age_s in seen if age_s > WARM_S]
         fifth = max(1, len(warm) // 5)
-        first, last = (statistics.median(r for _, r in part) for part in (warm[:fifth], warm[-fifth:]))
+        first, last = (
+            statistics.median(r for _, r in part) for part in (warm[:fifth], warm[-fifth:])
+        )
         slope = slope_mb_per_hour(warm)
         memory[name] = {
             "first_mb": round(first / 1e6, 1),

@@ -154,7 +154,9 @@ def name_theft(site: Site, trial: Trial) -> Figures:
     def inject() -> None:
         said = len(site.broker.words())
         for _ in range(3):
-            thief = site.connect(ROGUE)(ConnectionSettings(name=victim), Callbacks(on_delivery=hear))
+            thief = site.connect(ROGUE)(
+                ConnectionSettings(name=victim), Callbacks(on_delivery=hear)
+            )
             thief.subscribe(f"$share/thieves/{topics.input_filter(CLUSTER, victim)}")
             feed.struck()
             time.sleep(0.3)
@@ -177,10 +179,13 @@ def wrong_rights(site: Site, trial: Trial) -> Figures:
     child = site.stages[victim]
 
     def inject() -> None:
-        file.write_text("".join(
-            line for line in rights.splitlines(keepends=True)
-            if not (line.startswith("topic read") and f"/{victim}/" in line)
-        ))
+        file.write_text(
+            "".join(
+                line
+                for line in rights.splitlines(keepends=True)
+                if not (line.startswith("topic read") and f"/{victim}/" in line)
+            )
+        )
         site.broker.send(signal.SIGHUP)
         said = len(child.words())
         child.kill()  # the supervisor starts it again

@@ -131,8 +131,8 @@ ROWS = (
         20,
         "messages are larger than allowed, or say so",
         "headers of 2^28 to 2^62 elements with a right checksum; a packet of twice the limit",
-        "lengths are checked before anything is allocated; the broker's limit before anything is sent",
-        "memory is taken as headers say, and the limit is not read: 250 MB, and no end of reconnects",
+        "lengths are checked before memory is taken; the broker's limit before anything is sent",
+        "memory is taken as headers say, and the limit is not read: 250 MB, endless reconnects",
         lambda is_control: Setup(
             conf=lambda text, _folder: text.replace(
                 "max_packet_size 268435455", f"max_packet_size {LARGEST_PACKET_BYTES}"

@@ -111,6 +111,7 @@ def product_entry_point(folder: Path) -> Path:
     for path, ours in (
         ("config=/mosquitto/config/mosquitto.conf", f"config={folder}/mosquitto.conf"),
         ("data=/var/lib/mosquitto", f"data={folder}/data"),
+        ("'log_dest stderr' ", "'log_dest stderr' 'user root' "),  # who writes the file here
     ):
         assert path in text
         text = text.replace(path, ours)

@@ -131,7 +131,7 @@ ROWS = (
         16,
         "every message is delivered three times",
         "the launcher publishes each batch and each result three times",
-        "stages know attempts in work and the last outputs; a second result is dropped by its number",
+        "stages know attempts in work; a second result is dropped by its number",
         "every result that arrives counts: second results",
         lambda is_control: Setup(
             stage_patches={ALL: ("thrice",)},

@@ -16,12 +16,12 @@ import client.retry
 from broker.connection import PahoConnection
 from broker.transport import PublishOutcome
 from client.ledger import Entry, Ledger
-from client.pipeline import Pipeline
 from contract import topics
 from contract.errors import WireFormatError
 from tests.faults import scaled
 from tests.faults.patching import Context, patch
 from tests.faults.stage_patches import flip
+
 
 def scale_times(context: Context) -> None:
     """Shorten what the product waits for, in every process of the pipeline under test."""
@@ -36,6 +36,7 @@ def scale_times(context: Context) -> None:
     context.replace(PahoConnection, "_spread_reconnects", staticmethod(spread))
     change_settings(context, keepalive_s=scaled.KEEPALIVE_S)
 
+
 def change_settings(context: Context, **changes: Any) -> None:
     """Connect with other settings than the product's own."""
 
@@ -44,6 +45,7 @@ def change_settings(context: Context, **changes: Any) -> None:
 
     context.wrap(PahoConnection, "__init__", connect)
 
+
 def is_data(topic: str) -> bool:
     """Whether a topic carries a batch or a result."""
     try:
@@ -51,7 +53,9 @@ def is_data(topic: str) -> bool:
     except WireFormatError:
         return False
 
+
 # Faults at whoever publishes.
+
 
 @patch
 def thrice(context: Context, _argument: str) -> None:
@@ -65,6 +69,7 @@ def thrice(context: Context, _argument: str) -> None:
 
     context.wrap(PahoConnection, "publish", publish)
 
+
 @patch
 def damage(context: Context, argument: str) -> None:
     """One message in so many is damaged after its checksum was made; ``20:tensors``, ``20:any``."""
@@ -72,13 +77,14 @@ def damage(context: Context, argument: str) -> None:
     generator = random.Random(context.name)
 
     def publish(original: Any, self: Any, topic: str, payload: bytes, **named: Any) -> Any:
-        if is_data(topic) and context.triggers.is_set("damage"):
-            if generator.randrange(int(one_in)) == 0:
-                context.triggers.tally("damaged")
-                payload = flip(payload, generator, what == "tensors")
+        due = is_data(topic) and context.triggers.is_set("damage")
+        if due and generator.randrange(int(one_in)) == 0:
+            context.triggers.tally("damaged")
+            payload = flip(payload, generator, what == "tensors")
         return original(self, topic, payload, **named)
 
     context.wrap(PahoConnection, "publish", publish)
+
 
 @patch
 def shuffle(context: Context, size: str) -> None:
@@ -113,12 +119,14 @@ def shuffle(context: Context, size: str) -> None:
 
     context.wrap(PahoConnection, "publish", publish)
 
+
 def _pass_on(done: "Future[PublishOutcome]", promised: "Future[PublishOutcome]") -> None:
     error = done.exception()
     if error is not None:
         promised.set_exception(error)
     else:
         promised.set_result(done.result())
+
 
 @patch
 def jump(context: Context, _argument: str) -> None:
@@ -135,22 +143,27 @@ def jump(context: Context, _argument: str) -> None:
     context.replace(time, "time", lambda: real() + offset_s())
     context.replace(time, "time_ns", lambda: real_ns() + int(offset_s() * 1e9))
 
+
 # Controls: a mechanism of the product switched off.
+
 
 @patch
 def no_retry(context: Context, _argument: str) -> None:
     """Nothing is ever sent a second time."""
     context.replace(client.retry.RetryBudget, "spend", lambda _self: False)
 
+
 @patch
 def no_session(context: Context, _argument: str) -> None:
     """The broker forgets this process with its connection."""
     change_settings(context, session_expiry_s=0)
 
+
 @patch
 def no_keepalive(context: Context, _argument: str) -> None:
     """Nobody notices a silent connection for a minute, which is what the broker insists on."""
     change_settings(context, keepalive_s=60)
+
 
 @patch
 def no_dedup(context: Context, _argument: str) -> None:
@@ -165,6 +178,7 @@ def no_dedup(context: Context, _argument: str) -> None:
 
     context.wrap(Ledger, "deliver", deliver)
 
+
 @patch
 def any_epoch(context: Context, _argument: str) -> None:
     """A batch is known by its number alone, whichever run it is of."""
@@ -174,6 +188,7 @@ def any_epoch(context: Context, _argument: str) -> None:
 
     context.wrap(Ledger, "find", find)
     context.replace(Ledger, "knows", lambda _self, _batch_id: True)
+
 
 @patch
 def by_arrival(context: Context, _argument: str) -> None:
@@ -185,6 +200,7 @@ def by_arrival(context: Context, _argument: str) -> None:
 
     context.wrap(Ledger, "deliver", deliver)
     context.replace(Ledger, "find", lambda self, _id: next(iter(self._open.values()), None))
+
 
 @patch
 def any_plan(context: Context, _argument: str) -> None:
@@ -207,6 +223,7 @@ def any_plan(context: Context, _argument: str) -> None:
     context.wrap(client.acceptance, "decode", decode)
     context.wrap(client.feed.FeedWatch, "take_plan", take)
 
+
 @patch
 def eager(context: Context, milliseconds: str) -> None:
     """One short deadline for every attempt, and no budget for retries."""
@@ -225,6 +242,7 @@ def no_size_check(context: Context, _argument: str) -> None:
         original(self, paho, data, flags, reason, None)
 
     context.wrap(PahoConnection, "_on_connect", connected)
+
 
 @patch
 def wall_clock(context: Context, _argument: str) -> None:

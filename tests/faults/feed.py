@@ -114,9 +114,7 @@ class Feed:
                 break
             self._submitted[batch.names[0]] = batch
             yield batch
-            self.most_in_flight = max(
-                self.most_in_flight, self._site.pipeline.counts().in_flight
-            )
+            self.most_in_flight = max(self.most_in_flight, self._site.pipeline.counts().in_flight)
         for batch in islice(self._batches, BATCHES_AFTER):
             self._submitted[batch.names[0]] = batch
             yield batch
@@ -174,8 +172,6 @@ class Feed:
         if self._strike_after:
             self._strike.wait()
         time.sleep(self._pause_s)
-        self._injected_wall, self._injected_at = time.time(), time.monotonic()
-        self._in_flight = set(list(self._submitted)) - set(list(self._ends))
         try:
             self._inject()
         except BaseException as error:  # noqa: BLE001 told by the thread that runs the trial
@@ -185,4 +181,12 @@ class Feed:
 
     def struck(self, count: int = 1) -> None:
         """The fault was injected (so many times)."""
+        if not self.figures.injected:
+            self._begin_to_count()
         self.figures.injected += count
+
+    def _begin_to_count(self) -> None:
+        """From here on, results tell of recovery."""
+        in_flight = frozenset(list(self._submitted)).difference(list(self._ends))
+        self._injected_wall, self._injected_at = time.time(), time.monotonic()
+        self._in_flight = set(in_flight)

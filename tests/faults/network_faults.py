@@ -130,7 +130,7 @@ def lacks_namespaces() -> str:
 ROWS = (
     Row(
         8,
-        "a cable is cut for 60 s (8 s against a keepalive of 2 s): broker's, client's, each stage's",
+        "a cable is cut for 60 s (8 s against a keepalive of 2 s), each in turn",
         "network namespaces, `ip link set … down` at the switch",
         "sessions outlive connections; keepalive, reconnects with jitter; the client's retry",
         "sessions end with connections, no retry: batches are missing",

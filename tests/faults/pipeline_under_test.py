@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 CLUSTER = "faults"
 FEEDER, PLANNER = "feeder", "planner"
 ALL = "*"
-READY_LIMIT_S = 40.0
+READY_LIMIT_S = 120.0
 CLOSE_LIMIT_S = 5.0
 LINK_MBIT = 1000.0
 
@@ -48,8 +48,8 @@ class Setup:
 
     ``patience_s``: a trial without a result for so long has hung. ``conf``: changes to the rendered
     configuration of the broker. ``through_proxy``: who reaches the broker by a proxy of its own.
-    ``one_client``: one client for all trials, not one (a new epoch) for each. ``secured``: mutual TLS
-    and an access list. ``full_length``: the product's own times, not scaled ones.
+    ``one_client``: one client for all trials, not one (a new epoch) for each. ``secured``: mutual
+    TLS and an access list. ``full_length``: the product's own times, not scaled ones.
     """
 
     devices: tuple[tuple[str, ...], ...] = (("pi-0",), ("pi-1",), ("pi-2",))
@@ -98,7 +98,7 @@ class Site:
         self.triggers = Triggers(folder / "triggers")
         self.proxies: dict[str, Proxy] = {}
         self.hosts: dict[str, Host] = {}
-        self.credentials: "Credentials | None" = None
+        self.credentials: Credentials | None = None
         self.stages: dict[str, Child] = {}
         self.is_broken = False
         self._stack = ExitStack()
@@ -306,5 +306,3 @@ class Site:
         """What the stages computed since they were first started, one line a run."""
         files = sorted(self.triggers.folder.glob("computes.*"))
         return [line for file in files for line in file.read_text().splitlines()]
-
-

@@ -126,7 +126,7 @@ ROWS = (
         22,
         "a shard's weights are damaged, or missing",
         "bits flipped in the file, or the file removed; the stage killed and started on it",
-        "sha256 of every file before it is loaded; a status that says why; the planner hands it out",
+        "sha256 of every file before it is loaded, a status that says why, the hand-out",
         "no file is hashed: wrong answers",
         lambda is_control: Setup(stage_patches={ALL: ("trust_shards",)} if is_control else {}),
         shard_damaged,
@@ -138,7 +138,7 @@ ROWS = (
         32,
         "the plan changes while batches fly",
         "another plan of the same devices is published",
-        "the plan's id in every message, topic and result; open batches are sent again by the new one",
+        "the plan's id in every message; open batches are sent again by the new one",
         "any plan's messages count, nothing is sent again: answers of two half models",
         lambda is_control: Setup(
             plan_seeds=(0, 1),

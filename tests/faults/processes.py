@@ -15,7 +15,7 @@ from pathlib import Path
 from broker.embedded import find_mosquitto
 
 ROOT = Path(__file__).parents[2]
-START_LIMIT_S = 20.0
+START_LIMIT_S = 60.0
 POLL_S = 0.02
 _SETPRIV = shutil.which("setpriv")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

@@ -16,9 +16,9 @@ CONTROL_SEEDS = 2
 class Figures:
     """One trial. ``problems``: rules of the row that did not hold, beside the promise itself.
 
-    ``error``: why the trial could not be run. ``recovery_s``: from the fault (or, where the row says
-    so, from its end) to the first result
-    that needed what had failed. ``dropped``: second results that the client threw away.
+    ``error``: why the trial could not be run. ``recovery_s``: from the fault (or, where the row
+    says so, from its end) to the first result that needed what had failed. ``dropped``: second
+    results that the client threw away.
     """
 
     injected: int = 0
@@ -75,11 +75,12 @@ class Trial:
 class Row:
     """A fault, how it is injected, what covers it, and how it is shown that it bites.
 
-    ``harm`` is what the control must show: batches missing, wrong, duplicates, or a rule of the row
-    broken.     ``setup`` says what pipeline is built, for the row itself and for its control (``True``); the
-    same processes serve all seeds as long as they pass. ``stand_in``: what cannot be injected on
-    any kernel that we have, and what is done instead. ``lacks``: why this machine cannot run the
-    row at all; empty when it can. ``seconds``: about what a trial takes, to run the longest first.
+    ``setup`` says what pipeline is built, for the row itself and for its control (``True``); the
+    same processes serve all seeds as long as they pass. ``harm`` is what the control must show:
+    batches missing, wrong, duplicates, or a rule of the row broken. ``stand_in``: what cannot be
+    injected on any kernel that we have, and what is done instead. ``lacks``: why this machine
+    cannot run the row at all; empty when it can. ``seconds``: about what a trial takes, to run the
+    longest first.
     """
 
     number: int

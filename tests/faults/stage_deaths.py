@@ -9,7 +9,7 @@ from tests.faults.pipeline_under_test import Setup, Site, lossy
 from tests.faults.row import Figures, Row, Trial
 from tests.faults.stage_patches import LOSING_POINTS, POINTS
 
-STRIKE_LIMIT_S = 10.0
+STRIKE_LIMIT_S = 30.0
 REPLICATED = (("pi-0",), ("pi-1", "pi-1b"), ("pi-2",))
 REPLICA = "pi-1b"
 

@@ -43,6 +43,7 @@ LOSING_POINTS = POINTS[1:6]
 POISON = 255
 """An image of this value in every pixel is poison to a stage with that patch."""
 
+
 def watch(context: Context) -> None:
     """What every stage under test has: crash points, and a log of what it computed."""
     crash = context.triggers.crash_at
@@ -87,6 +88,7 @@ def watch(context: Context) -> None:
     context.wrap(stage.runner, "_acknowledge", acknowledge)
     around_engine(context, lambda: at("computing"), lambda: at("computed"))
 
+
 def around_deliveries(context: Context, before: Callable[[Delivery], None]) -> None:
     """Do something with every input on the network thread, before the stage hears of it."""
 
@@ -100,11 +102,13 @@ def around_deliveries(context: Context, before: Callable[[Delivery], None]) -> N
 
     context.wrap(PahoConnection, "__init__", connect)
 
+
 def is_input(delivery: Delivery) -> bool:
     try:
         return topics.parse_topic(delivery.topic).kind == "input"
     except WireFormatError:
         return False
+
 
 class WatchedEngine:
     """An engine with something before and after each run."""
@@ -122,6 +126,7 @@ class WatchedEngine:
     def close(self) -> None:
         self._inner.close()
 
+
 def around_engine(context: Context, before: Any = None, after: Any = None) -> None:
     """Let every engine that is loaded from now on do this around each run."""
 
@@ -133,6 +138,7 @@ def around_engine(context: Context, before: Any = None, after: Any = None) -> No
         )
 
     context.wrap(stage.loader, "load_engine", load)
+
 
 @patch
 def slow(context: Context, milliseconds: str) -> None:
@@ -146,6 +152,7 @@ def slow(context: Context, milliseconds: str) -> None:
             time.sleep(60)  # until it is killed
 
     around_engine(context, before)
+
 
 @patch
 def poison(context: Context, _argument: str) -> None:
@@ -167,6 +174,7 @@ def poison(context: Context, _argument: str) -> None:
 
     context.wrap(stage.loader, "load_engine", load)
 
+
 @patch
 def balloon(context: Context, megabytes: str) -> None:
     """When asked, something in the same container takes all the memory that there is."""
@@ -179,6 +187,7 @@ def balloon(context: Context, megabytes: str) -> None:
             taken.clear()  # the limit was higher: nothing happened
 
     around_engine(context, before)
+
 
 @patch
 def deaf(context: Context, seconds: str) -> None:
@@ -207,17 +216,21 @@ def deaf(context: Context, seconds: str) -> None:
     context.wrap(StageAgent, "_obey", obey)
     context.wrap(StageAgent, "_process", process)
 
+
 # Controls: a mechanism of the product switched off.
+
 
 @patch
 def acknowledge_at_receipt(context: Context, _argument: str) -> None:
     """The input is acknowledged before anything is done with it."""
     around_deliveries(context, lambda delivery: delivery.ack())
 
+
 @patch
 def trust_shards(context: Context, _argument: str) -> None:
     """No file is hashed before it is loaded."""
     context.replace(shards.reader, "_check_file", lambda _path, _expected: None)
+
 
 @patch
 def trust_plans(context: Context, _argument: str) -> None:
@@ -228,6 +241,7 @@ def trust_plans(context: Context, _argument: str) -> None:
         return None if found and found[0] in ("plan_mismatch", "stale") else found
 
     context.wrap(StageRunner, "_refusal", refusal)
+
 
 @patch
 def trust_headers(context: Context, _argument: str) -> None:
@@ -240,6 +254,7 @@ def trust_headers(context: Context, _argument: str) -> None:
         return original(document, payload, start)
 
     context.wrap(contract.activation, "_parse_tensors", parse)
+
 
 @patch
 def trust_bytes(context: Context, _argument: str) -> None:
@@ -261,6 +276,7 @@ def trust_bytes(context: Context, _argument: str) -> None:
     for module in (stage.runner, client.acceptance):
         context.wrap(module, "decode", decode)
 
+
 def flip(payload: bytes, generator: random.Random, only_tensors: bool) -> bytes:
     """Damage a message: one bit anywhere, or cut off; or one that makes a number huge."""
     damaged = bytearray(payload)
@@ -272,6 +288,7 @@ def flip(payload: bytes, generator: random.Random, only_tensors: bool) -> bytes:
     damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
     return bytes(damaged)
 
+
 @patch
 def no_self_test(context: Context, _argument: str) -> None:
     """A process takes for granted that it hears what is sent to it."""
@@ -279,12 +296,14 @@ def no_self_test(context: Context, _argument: str) -> None:
 
     context.replace(broker.self_test.SelfTest, "run", lambda *_arguments, **_named: None)
 
+
 @patch
 def no_name_guard(context: Context, _argument: str) -> None:
     """A process does not notice another one of its name."""
     import broker.name_guard
 
     context.replace(broker.name_guard.NameGuard, "_judge", lambda _self, _greeting: None)
+
 
 @patch
 def no_crash_marker(context: Context, _argument: str) -> None:
