@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from client.batch import Batch, BatchResult, Ended
-from tests.faults.known_answers import is_right, numbered_batches
+from tests.faults.known_answers import is_right, made_of, numbered_batches
 from tests.faults.pipeline_under_test import Site
 from tests.faults.row import Figures, Trial
 
@@ -130,6 +130,10 @@ class Feed:
             self.figures.results += 1
             if self._submitted.get(name) is not end.batch or not is_right(end, self._seeds):
                 self.figures.wrong += 1
+                self.figures.note = (
+                    f"{end.batch_id} by {end.route}, attempt {end.attempt}: "
+                    f"{made_of(end, self._seeds)}"
+                )
             self._note_recovery(end, now)
         else:
             self.figures.dead += 1
