@@ -22,6 +22,7 @@ LET_IN_LIMIT_S = 3.0
 NAME_LIMIT_S = 20.0
 NOISE_BYTES = 1000
 FORGED = 20
+RUBBISH = b"rubbish"
 
 
 def _nothing(delivery: Delivery) -> None:
@@ -99,7 +100,7 @@ def hostile_device(site: Site, trial: Trial) -> Figures:
 
     def overhear(delivery: Delivery) -> None:
         delivery.ack()
-        if len(forged) < FORGED and topics.parse_topic(delivery.topic).kind == "input":
+        if len(forged) < FORGED and delivery.payload != RUBBISH:
             header = replace(decode(delivery.payload).header, stage_index=3, codec="float32")
             lie = {"logits": np.full((2, 4), 7, np.float32)}
             forged.append((topics.result_topic(CLUSTER, FEEDER, victim), encode(header, lie)))
@@ -125,7 +126,7 @@ def hostile_device(site: Site, trial: Trial) -> Figures:
     def inject() -> None:
         for topic in others:
             feed.struck()
-            taken = publish(topic, b"{}" if trial.is_control else b"")
+            taken = publish(topic, RUBBISH)
             feed.figures.require(not taken, f"it published on {topic}")
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
@@ -134,7 +135,7 @@ def hostile_device(site: Site, trial: Trial) -> Figures:
                 publish(*forged.pop(0))
                 feed.struck()
         own = topics.result_topic(CLUSTER, FEEDER, ROGUE)
-        feed.figures.require(publish(own, b"rubbish"), "it may not answer a client at all")
+        feed.figures.require(publish(own, RUBBISH), "it may not answer a client at all")
 
     feed = Feed(site, trial, inject)
     try:
