@@ -40,7 +40,7 @@ QUIET_AT_THE_END_S = 20.0
 SLOW_MS = 20.0
 WARM_S = 30.0
 """Of each start of a process, not counted for the slope: loading is not leaking."""
-NAMES = ("client", "pi-0", "pi-1", REPLICA, "pi-2")
+NAMES: tuple[str, ...] = ("client", "pi-0", "pi-1", REPLICA, "pi-2")
 
 
 @dataclass
@@ -100,7 +100,8 @@ class Troublemaker:
             self._kinds[kind]()
 
     def _victim(self, *more: str) -> str:
-        return self._random.choice([n for n in (*NAMES[1:], *more) if n not in self._spared])
+        names: list[str] = [n for n in (*NAMES[1:], *more) if n not in self._spared]
+        return self._random.choice(names)
 
     def _kill_stage(self) -> None:
         victim = self._victim()
