@@ -14,12 +14,12 @@ from contract.activation import decode, encode
 from contract.errors import NotAuthorisedError, ShardlineError
 from tests.faults.feed import Feed
 from tests.faults.pipeline_under_test import ALL, CLUSTER, FEEDER, Setup, Site
-from tests.faults.processes import Child
+from tests.faults.processes import START_LIMIT_S, Child
 from tests.faults.row import Figures, Row, Trial
 from tests.faults.secured import ROGUE
 
 LET_IN_LIMIT_S = 3.0
-NAME_LIMIT_S = 20.0
+NAME_LIMIT_S, FIGHT_S = 60.0, 8.0
 NOISE_BYTES = 1000
 FORGED = 20
 RUBBISH = b"rubbish"
@@ -214,13 +214,20 @@ def two_of_one_name(site: Site, trial: Trial) -> Figures:
     victim = site.stages["pi-1"]
     second = Child(victim.command, site.folder / "second.log")
 
+    def fights() -> int:
+        return site.broker.words().count("Client pi-1 already connected")
+
     def inject() -> None:
-        said = len(second.words())
+        said, before = len(second.words()), fights()
         second.start()
+        start = time.monotonic()
+        while fights() == before and time.monotonic() - start < START_LIMIT_S:
+            time.sleep(0.02)
         feed.struck()
-        end = time.monotonic() + (8.0 if trial.is_control else NAME_LIMIT_S)
+        end = time.monotonic() + (FIGHT_S if trial.is_control else NAME_LIMIT_S)
         while second.is_running and time.monotonic() < end:
             time.sleep(0.05)
+        feed.figures.note = f"{fights() - before} connections taken over"
         ended = not second.is_running
         second.kill()
         words = second.words()[said:]
