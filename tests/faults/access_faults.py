@@ -223,7 +223,7 @@ def two_of_one_name(site: Site, trial: Trial) -> Figures:
         start = time.monotonic()
         while fights() == before and time.monotonic() - start < START_LIMIT_S:
             time.sleep(0.02)
-        feed.struck()
+        feed.struck(min(1, fights() - before))
         end = time.monotonic() + (FIGHT_S if trial.is_control else NAME_LIMIT_S)
         while second.is_running and time.monotonic() < end:
             time.sleep(0.05)

@@ -10,6 +10,8 @@ from tests.faults.row import Figures, Row, Trial
 from tests.faults.stage_patches import LOSING_POINTS, POINTS
 
 STRIKE_LIMIT_S = 30.0
+LATE_S = 4.0
+"""Fed so long after a hang: what the replica then says late comes while somebody listens."""
 REPLICATED = (("pi-0",), ("pi-1", "pi-1b"), ("pi-2",))
 REPLICA = "pi-1b"
 
@@ -75,6 +77,7 @@ def replica_hangs(site: Site, trial: Trial) -> Figures:
         feed.struck()
         time.sleep(scaled.HANG_S)
         site.stages[REPLICA].send(signal.SIGCONT)
+        time.sleep(LATE_S)
 
     feed = Feed(site, trial, inject, stage_index=1)
     try:
@@ -134,6 +137,6 @@ ROWS = (
         ),
         replica_hangs,
         harm="duplicates",
-        seconds=20.0,
+        seconds=24.0,
     ),
 )
