@@ -14,13 +14,16 @@ import client.ledger
 import client.pipeline
 import client.retry
 from broker.connection import PahoConnection
-from broker.transport import PublishOutcome
+from broker.transport import ConnectionSettings, PublishOutcome
 from client.ledger import Entry, Ledger
 from contract import topics
 from contract.errors import WireFormatError
 from tests.faults import scaled
 from tests.faults.patching import Context, patch
 from tests.faults.stage_patches import flip
+
+
+PRODUCT_KEEPALIVE_S = ConnectionSettings(name="any").keepalive_s
 
 
 def scale_times(context: Context) -> None:
@@ -34,7 +37,13 @@ def scale_times(context: Context) -> None:
         )
 
     context.replace(PahoConnection, "_spread_reconnects", staticmethod(spread))
-    change_settings(context, keepalive_s=scaled.KEEPALIVE_S)
+
+    def connect(original: Any, self: Any, address: Any, settings: Any, callbacks: Any) -> None:
+        if settings.keepalive_s == PRODUCT_KEEPALIVE_S:  # else a control wants it otherwise
+            settings = replace(settings, keepalive_s=scaled.KEEPALIVE_S)
+        original(self, address, settings, callbacks)
+
+    context.wrap(PahoConnection, "__init__", connect)
 
 
 def change_settings(context: Context, **changes: Any) -> None:

@@ -29,7 +29,7 @@ class Feed:
         trial: Trial,
         inject: Callable[[], None],
         *,
-        stage_index: int = -1,
+        stage_index: int | None = -1,
         from_heal: bool = False,
         batches: Iterable[Batch] | None = None,
         plan_seeds: tuple[int, ...] | None = None,
@@ -38,7 +38,8 @@ class Feed:
         give_up: Callable[[], str] = lambda: "",
     ) -> None:
         """Args:
-        stage_index: the stage whose work shows that the pipeline has recovered.
+        stage_index: the stage whose work shows that the pipeline has recovered; None: only a batch
+            that was submitted after the fault does.
         from_heal: recovery counts from the end of ``inject``, not from its start.
         batches: instead of numbered ones.
         may_die: batches that end dead rather than with a result.
@@ -158,8 +159,14 @@ class Feed:
         if self._from_heal and not self._healed_at:
             return
         since = self._healed_at if self._from_heal else self._injected_at
-        if self._from_heal or end.hops[self._stage_index].started_us / 1e6 >= self._injected_wall:
+        if self._from_heal or self._is_new(end, now):
             self.figures.recovery_s = max(0.0, now - since)
+
+    def _is_new(self, end: BatchResult, now: float) -> bool:
+        """Whether this batch needed what had failed."""
+        if self._stage_index is None:
+            return now - end.latency_ms / 1000 >= self._injected_at
+        return end.hops[self._stage_index].started_us / 1e6 >= self._injected_wall
 
     def _look(self) -> None:
         """Once a second, on the client's thread."""

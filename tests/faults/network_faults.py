@@ -72,7 +72,7 @@ def one_way(site: Site, trial: Trial) -> Figures:
     def inject() -> None:
         feed.struck(site.proxies[victim].swallow(upward))
 
-    feed = Feed(site, trial, inject, stage_index=max(0, EVERYBODY.index(victim) - 1))
+    feed = Feed(site, trial, inject, stage_index=None)
     figures = feed.run()
     quick_again(figures)
     return figures
