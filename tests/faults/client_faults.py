@@ -121,6 +121,7 @@ ROWS = (
             slow_ms=1.0,
             stage_patches={"pi-0": (f"slow:{SLOW_FACTOR}",)},
             window=UNBOUNDED if is_control else WINDOW,
+            client_patches=("any_window",) if is_control else (),
             least_batches=UNBOUNDED if is_control else 100,
         ),
         slow_consumer,

@@ -13,6 +13,7 @@ import client.feed
 import client.ledger
 import client.pipeline
 import client.retry
+import client.settings
 from broker.connection import PahoConnection
 from broker.transport import ConnectionSettings, PublishOutcome
 from client.ledger import Entry, Ledger
@@ -21,7 +22,6 @@ from contract.errors import WireFormatError
 from tests.faults import scaled
 from tests.faults.patching import Context, patch
 from tests.faults.stage_patches import flip
-
 
 PRODUCT_KEEPALIVE_S = ConnectionSettings(name="any").keepalive_s
 
@@ -266,3 +266,9 @@ def no_giving_up(context: Context, _argument: str) -> None:
     import client.receiving
 
     context.replace(client.receiving, "MAX_REFUSALS", 10**6)
+
+
+@patch
+def any_window(context: Context, _argument: str) -> None:
+    """As many batches in flight as one asks for."""
+    context.replace(client.settings, "MAX_WINDOW", 10**6)
