@@ -14,6 +14,9 @@ LATE_S = 4.0
 """Fed so long after a hang: what the replica then says late comes while somebody listens."""
 REPLICATED = (("pi-0",), ("pi-1", "pi-1b"), ("pi-2",))
 REPLICA = "pi-1b"
+REPLICATED_END = (("pi-0",), ("pi-1",), ("pi-2", "pi-2b"))
+END_REPLICA = "pi-2b"
+"""Of the last stage: what others say late, the next stage refuses as stale, and no client hears."""
 
 
 def killed_mid_batch(site: Site, trial: Trial) -> Figures:
@@ -73,17 +76,17 @@ def replica_hangs(site: Site, trial: Trial) -> Figures:
     """SIGSTOP for longer than the broker waits, then SIGCONT: its late answers are second ones."""
 
     def inject() -> None:
-        site.stages[REPLICA].send(signal.SIGSTOP)
+        site.stages[END_REPLICA].send(signal.SIGSTOP)
         feed.struck()
         time.sleep(scaled.HANG_S)
-        site.stages[REPLICA].send(signal.SIGCONT)
+        site.stages[END_REPLICA].send(signal.SIGCONT)
         time.sleep(LATE_S)
 
-    feed = Feed(site, trial, inject, stage_index=1)
+    feed = Feed(site, trial, inject, stage_index=2)
     try:
         return feed.run()
     finally:
-        site.stages[REPLICA].send(signal.SIGCONT)
+        site.stages[END_REPLICA].send(signal.SIGCONT)
 
 
 ROWS = (
@@ -131,7 +134,7 @@ ROWS = (
         "keepalive and will; the client's retry; its late results are dropped",
         "every result that arrives counts: second results",
         lambda is_control: Setup(
-            devices=REPLICATED,
+            devices=REPLICATED_END,
             slow_ms=25.0,
             client_patches=("no_dedup",) if is_control else (),
         ),
