@@ -140,7 +140,7 @@ def _pass_on(done: "Future[PublishOutcome]", promised: "Future[PublishOutcome]")
 @patch
 def jump(context: Context, _argument: str) -> None:
     """The wall clock of this process is off by what the trigger file says, in seconds."""
-    file = context.triggers.folder / "clock"
+    file = context.triggers.folder / f"clock.{context.name}"
     real, real_ns = time.time, time.time_ns
 
     def offset_s() -> float:

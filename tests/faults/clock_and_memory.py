@@ -11,8 +11,7 @@ from tests.faults.pipeline_under_test import Setup, Site, lossy
 from tests.faults.row import Figures, Row, Trial
 
 DAY_S = 86_400
-JUMPS = ("+1d", "-1d", "@1970-01-01 00:00:10")
-NO_JUMP = "+0"
+JUMPS = ("+1 day", "-1 day", "1970")
 BATCH_TIMEOUT_S = 60.0
 LIMIT_BYTES = 400_000_000
 BALLOON_MB = 800
@@ -20,58 +19,25 @@ DEATH_LIMIT_S = 20.0
 GROUPS = Path("/sys/fs/cgroup")
 
 
-def faketime_library() -> Path | None:
-    """libfaketime for programs with threads (Debian: libfaketime)."""
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    return found[0] if found else None
-
-
-def _file(site: Site, device: str) -> Path:
-    return site.folder / f"clock-{device}"
-
-
-def clock_environment(site: Site, device: str) -> dict[str, str]:
-    """A wall clock of its own for each stage, which the harness sets; monotonic time is real."""
-    library = faketime_library()
-    assert library is not None
-    return {
-        "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(_file(site, device)),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-    }
-
-
-def clocks(site: Site, _stack: ExitStack) -> None:
-    for device in site.devices:
-        _file(site, device).write_text(NO_JUMP)
-
-
 def clock_jumps(site: Site, trial: Trial) -> Figures:
     """A stage's and the client's clocks jump by a day, or a stage starts in 1970."""
-    jump = JUMPS[0] if trial.is_control else JUMPS[trial.seed % len(JUMPS)]
+    kind = JUMPS[0] if trial.is_control else JUMPS[trial.seed % len(JUMPS)]
     victim = trial.random.choice(site.devices)
 
     def inject() -> None:
-        _file(site, victim).write_text(jump)
+        offset_s = {"+1 day": DAY_S, "-1 day": -DAY_S, "1970": -time.time()}[kind]
+        site.triggers.set(f"clock.{victim}", str(offset_s))
         feed.struck()
-        if jump.startswith("@"):
-            site.stages[victim].kill()
+        if kind == "1970":
+            site.stages[victim].kill()  # the supervisor starts it again
         else:
-            site.triggers.set("clock", f"{DAY_S if jump.startswith('+') else -DAY_S}")
+            site.triggers.set("clock.client", str(offset_s))
             feed.struck()
         time.sleep(1.0)
 
     feed = Feed(site, trial, inject, stage_index=site.devices.index(victim), from_heal=True)
-    try:
-        figures = feed.run()
-    finally:
-        site.triggers.clear("clock")
-        _file(site, victim).write_text(NO_JUMP)
-        if jump.startswith("@"):
-            site.stages[victim].kill()
-    figures.note = jump
+    figures = feed.run()
+    figures.note = kind
     return figures
 
 
@@ -129,10 +95,6 @@ def out_of_memory(site: Site, trial: Trial) -> Figures:
     return figures
 
 
-def lacks_faketime() -> str:
-    return "" if faketime_library() else "needs libfaketime (apt install libfaketime)"
-
-
 def lacks_groups() -> str:
     """Whether memory can be limited here."""
     folder, limit, _ = memory_group(os.getpid())
@@ -151,12 +113,11 @@ ROWS = (
     Row(
         24,
         "clocks jump by a day, or a stage starts in 1970",
-        "libfaketime in one stage; the client's wall clock by the launcher",
+        "the launcher moves the wall clock of one stage, and of the client",
         "every timer is monotonic; wall clocks are for traces alone",
         "the client's timers run on the wall clock: batches are given up as too old",
         lambda is_control: Setup(
-            furnish=clocks,
-            stage_environment=clock_environment,
+            stage_patches={ALL: ("jump",)},
             client_patches=("jump", *(("wall_clock",) if is_control else ())),
             batch_timeout_s=BATCH_TIMEOUT_S,
             patience_s=4.0 if is_control else 30.0,
@@ -164,7 +125,7 @@ ROWS = (
         clock_jumps,
         harm="rule",
         recovers_from="heal",
-        lacks=lacks_faketime,
+        stand_in="time.time() in the process; libfaketime makes Python's sleep fail here",
     ),
     Row(
         31,
