@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.faults.feed import Feed
-from tests.faults.pipeline_under_test import Setup, Site, lossy
+from tests.faults.pipeline_under_test import ALL, Setup, Site, lossy
 from tests.faults.row import Figures, Row, Trial
 
 DAY_S = 86_400
