@@ -14,6 +14,8 @@ DAY_S = 86_400
 JUMPS = ("+1 day", "-1 day", "1970")
 BATCH_TIMEOUT_S = 60.0
 LIMIT_BYTES = 400_000_000
+SHARED_BYTES = 100_000_000
+"""Libraries that another process has touched first are resident here, and charged there."""
 BALLOON_MB = 800
 DEATH_LIMIT_S = 20.0
 GROUPS = Path("/sys/fs/cgroup")
@@ -90,7 +92,8 @@ def out_of_memory(site: Site, trial: Trial) -> Figures:
     feed = Feed(site, trial, inject, stage_index=1)
     figures = feed.run()
     figures.require(
-        figures.stage_bytes <= LIMIT_BYTES * 1.05, f"{figures.stage_bytes / 1e6:.0f} MB taken"
+        figures.stage_bytes <= LIMIT_BYTES + SHARED_BYTES,
+        f"{figures.stage_bytes / 1e6:.0f} MB taken",
     )
     return figures
 
