@@ -95,7 +95,7 @@ def run_table(
             row, which = running[done]
             summary = summaries[row.number]
             setattr(summary, "trials" if which == "row" else "control", done.result())
-            for failure in summary.failures if which == "row" else ():
+            for failure in summary.trial_failures if which == "row" else ():
                 progress.console.print(f"[red]{failure}[/]", soft_wrap=True)
     return [summaries[row.number] for row in rows]
 

@@ -42,7 +42,7 @@ class Summary:
         return held and (not self.had_control or self.bites > 0)
 
     @property
-    def failures(self) -> list[str]:
+    def trial_failures(self) -> list[str]:
         """What went wrong, in words, by trial."""
         found = []
         for number, figures in enumerate(self.trials):
@@ -51,6 +51,12 @@ class Summary:
                 counts = {k: getattr(figures, k) for k in ("missing", "wrong", "duplicates")}
                 told += [f"{key} {value}" for key, value in counts.items() if value]
                 found.append(f"row {self.row.number}, trial {number}: {'; '.join(told)}")
+        return found
+
+    @property
+    def failures(self) -> list[str]:
+        """The same, and whether the control did no harm."""
+        found = self.trial_failures
         if self.had_control and not self.lacks and not self.bites:
             told = [figures.error or "all went well" for figures in self.control]
             found.append(f"row {self.row.number}: its control does not fail: {told}")
