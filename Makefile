@@ -8,6 +8,8 @@
 #   make bench-transfer                      a shard over a 100 Mbit/s link; needs root
 #   make bench-cluster                       predictions on emulated devices; needs root
 #   make fuzz [MINUTES=10]                   the decoders against hostile inputs, each so long
+#   make faults                              every fault, 20 seeds, with controls; needs root
+#   make soak                                ten minutes of random faults
 #   make setup                               virtual environment in .venv, Mosquitto
 #
 # TORCH_INDEX_URL: another pip index for torch, such as PyTorch's index of CPU builds, where pip's
@@ -19,7 +21,7 @@ SHELL := /bin/bash
 export TORCH_INDEX_URL
 VENV := .venv/bin
 
-.PHONY: help setup demo test lint fuzz test-containers bench bench-transfer bench-cluster clean
+.PHONY: help setup demo test lint fuzz faults soak test-containers bench bench-transfer bench-cluster clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -62,6 +64,12 @@ bench-cluster: setup
 	$(VENV)/python -m bench.cluster calibrate
 	$(VENV)/python -m bench.cluster scale
 	$(VENV)/python -m bench.cluster replicas
+
+faults: setup
+	$(VENV)/python -m tests.faults --json docs/faults.json --write
+
+soak: setup
+	$(VENV)/python -m bench.soak --picture docs/pictures/soak.png
 
 clean:
 	rm -rf .venv shards/built build *.egg-info .pytest_cache .mypy_cache .ruff_cache
