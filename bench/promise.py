@@ -26,7 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from client.journal import Journal
 
 from bench.identity_plan import make_identity_plan
 from bench.pipeline import prepare
@@ -34,6 +33,7 @@ from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from broker.transport import BrokerAddress
 from client.batch import Batch, BatchResult
+from client.journal import Journal
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
 from contract.plan import Plan

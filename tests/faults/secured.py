@@ -3,6 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from broker.mosquitto_conf import ListenerTls
+from broker.transport import TlsFiles
+from deploy.acl import Rights, client_rights, device_rights, observer_rights, planner_rights
 from deploy.certificates import (
     Authority,
     Credential,
@@ -12,10 +15,6 @@ from deploy.certificates import (
     new_authority,
     revocation_list,
 )
-
-from broker.mosquitto_conf import ListenerTls
-from broker.transport import TlsFiles
-from deploy.acl import Rights, client_rights, device_rights, observer_rights, planner_rights
 
 LONG_AGO = timedelta(days=3 * 365)
 ROGUE = "pi-9"
