@@ -8,7 +8,7 @@ others publish metrics, fetch shards and answer what a planner asks.
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from broker.reporter import EventReporter
@@ -36,41 +36,13 @@ from stage.measurer import Measurer
 from stage.memory import release_free_memory
 from stage.metrics import DeviceMeter
 from stage.runner import LoadedStage, StageRunner
+from stage.settings import StageSettings as StageSettings  # who makes an agent makes these
 
 METRICS_INTERVAL_S = 1.0
 EDGE_RETRY_S = 5.0
 """Pause after a plan whose edge brokers do not answer: after a power cut they may start last."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StageSettings:
-    """How a device agent runs.
-
-    ``receive_maximum``: one batch computing, one being published, one ready. ``shards_dir`` is a
-    folder of shards that somebody copied here, ``cache_dir`` holds those that were fetched,
-    ``heartbeat`` is the file that the health check reads. ``remember_crashes``: write down, in the
-    cache folder, which batch is being computed, to refuse one that kills this process again.
-    """
-
-    device: str
-    shards_dir: Path
-    cluster: str = topics.DEFAULT_CLUSTER
-    engine: str = "onnxruntime"
-    threads: int = 1
-    prepack: bool = True
-    receive_maximum: int = 3
-    connect_timeout_s: float | None = None
-    cache_dir: Path | None = None
-    cache_limit_bytes: int = 4_000_000_000
-    heartbeat: Path | None = None
-    remember_crashes: bool = True
-
-    @property
-    def cache_folder(self) -> Path:
-        """``cache_dir``, or a hidden folder beside the copied shards."""
-        return self.cache_dir or self.shards_dir / ".cache"
 
 
 class StageAgent:

@@ -35,7 +35,7 @@ from contract.errors import (
     NotAuthorisedError,
     SettingsError,
 )
-from tests.conftest import eventually
+from tests.conftest import eventually, let_mosquitto_in
 
 PASSWORD = "opensesame-8d1f"
 
@@ -75,8 +75,7 @@ def guarded_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     acl.write_text("pattern readwrite own/%u\npattern read free/#\n")
     for path in (passwords, acl):
         path.chmod(0o644)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_mosquitto_in(tmp_path)
 
     def render(settings: MosquittoSettings) -> str:
         text = render_mosquitto_conf(settings)
@@ -465,8 +464,7 @@ def test_a_refused_subscription_is_told_with_its_filter(
         )
     )
     rights.chmod(0o666)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_mosquitto_in(tmp_path)
 
     def render(settings: MosquittoSettings) -> str:
         text = render_mosquitto_conf(settings)

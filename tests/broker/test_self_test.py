@@ -19,6 +19,7 @@ from contract.errors import MessageTooLargeError, NotAuthorisedError
 from contract.placement import EdgeBroker
 from contract.plan import Plan
 from contract.version import RELEASED_UNIX_S
+from tests.conftest import let_mosquitto_in
 from tests.tiny import make_tiny_plan
 
 OWN = ("dev/pi-1/in", "dev/pi-1/command")
@@ -47,8 +48,7 @@ class FilteringBroker:
         acl = folder / "acl"
         acl.write_text("".join(f"topic {right}\n" for right in rights))
         acl.chmod(0o644)
-        for parent in (folder, *folder.parents[:2]):
-            parent.chmod(0o755)
+        let_mosquitto_in(folder)
 
         def render(settings: MosquittoSettings) -> str:
             return render_mosquitto_conf(settings) + f"acl_file {acl}\n"

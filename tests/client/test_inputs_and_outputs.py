@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -398,6 +398,7 @@ def test_json_lines_are_written_to_these(name: str) -> None:
     assert isinstance(result_writer(Path(name), io.StringIO(), [], 1), JsonLinesWriter)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(12)))
 def test_batches_are_put_in_order(order: list[int]) -> None:
     ends: list[Ended] = [dead(seq) if seq % 5 == 3 else ended(seq) for seq in order]

@@ -55,7 +55,7 @@ class Fleet:
             cwd=self.folder,
             env={**clean, "PYTHONPATH": str(ROOT)},
             stdout=out,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT if "--json" not in more else DEVNULL,  # a warning is no JSON
         )
 
     def finish(self, *more: str) -> str:

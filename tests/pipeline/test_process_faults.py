@@ -259,7 +259,7 @@ def test_opening_with_a_device_away_says_which(
     start_stage(devices[0], tmp_path)
     publish_plan(connect, plan, cluster)
     with (
-        client(connect, cluster, unique, ready_timeout_s=0.7) as pipeline,
+        client(connect, cluster, unique, ready_timeout_s=3.0) as pipeline,
         pytest.raises(DeliveryError, match=f"stage 1: {devices[1]} is not seen"),
     ):
         pipeline.open()
