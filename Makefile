@@ -39,7 +39,7 @@ lint: setup
 
 # Three at a time: most tests wait for something most of the time, and each has names of its own.
 test: lint
-	$(VENV)/python -m pytest -n 3 --dist loadfile
+	$(VENV)/python -m pytest -n 3 --dist loadgroup
 
 fuzz: setup
 	$(VENV)/python -m tests.fuzz --minutes $(or $(MINUTES),10)

@@ -88,6 +88,17 @@ def start_stage(connect: Connect, cluster: str) -> Iterator[StartStage]:
         assert not thread.is_alive()
 
 
+MODEL_FILES = ("test_cut_points.py", "test_split_equals_whole.py", "test_splitting_rules.py")
+"""They share exported models, each of which takes torch many seconds: one process has them all."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs in one process where several run: the tests of a file, and those of models."""
+    for item in items:
+        group = "models" if item.path.name in MODEL_FILES else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def let_mosquitto_in(folder: Path) -> None:
     """Let a broker that gave up root's rights read in a test's folder."""
     for parent in (folder, *folder.parents):
