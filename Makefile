@@ -37,9 +37,9 @@ lint: setup
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
 
-# Three at a time: most tests wait for something most of the time, and each has names of its own.
+# Four at a time: most tests wait for something most of the time, and each has names of its own.
 test: lint
-	$(VENV)/python -m pytest -n 3 --dist loadgroup
+	$(VENV)/python -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
 
 fuzz: setup
 	$(VENV)/python -m tests.fuzz --minutes $(or $(MINUTES),10)

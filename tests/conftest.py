@@ -93,7 +93,8 @@ MODEL_FILES = ("test_cut_points.py", "test_split_equals_whole.py", "test_splitti
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs in one process where several run: the tests of a file, and those of models."""
+    """What runs in one process where several run: those of models, first; the tests of a file."""
+    items.sort(key=lambda item: item.path.name not in MODEL_FILES)
     for item in items:
         group = "models" if item.path.name in MODEL_FILES else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
