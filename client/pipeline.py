@@ -209,6 +209,9 @@ class Pipeline:
         self._sender.reread = reread
         self._last_tick = time.monotonic()  # no batch was waiting since the last run
         while True:
+            self._settle()
+            ended, self._ended = self._ended, []
+            yield from ended  # before anything new is begun: the caller holds the pace
             self._sender.send_those_left_open()
             while not exhausted and self._sender.has_room():
                 batch = next(source, None)
@@ -216,9 +219,6 @@ class Pipeline:
                     exhausted = True
                     break
                 self._sender.begin(batch)
-            self._settle()
-            ended, self._ended = self._ended, []
-            yield from ended
             if exhausted and self._ledger.is_settled:
                 break
             self._handle_next(TICK_S)

@@ -121,7 +121,7 @@ def test_a_slow_stage_holds_the_client_back_and_memory_stays_flat(
         if ended in (100, 400):
             sizes.append((rss_bytes(os.getpid()), rss_bytes(own_broker.pid)))
     assert ended == 400
-    assert max(ahead) <= 2 * 6  # a window in flight, and as many that have just ended
+    assert max(ahead) <= 6 + 1  # one may be in the client's hands
     (ours, mosquitto), (ours_later, mosquitto_later) = sizes
     assert ours_later - ours < FLAT_BYTES  # 300 batches of 256 KB went through meanwhile, twice
     assert mosquitto_later - mosquitto < FLAT_BYTES
