@@ -6,8 +6,10 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 
 from broker.connection import Connector
+from broker.name_guard import SAME_AGE_MS
 from broker.transport import BrokerAddress, Callbacks, ConnectionSettings, Delivery
 from contract import topics
 from contract.activation import decode, encode
@@ -19,6 +21,8 @@ from tests.faults.row import Figures, Row, Trial
 from tests.faults.secured import ROGUE
 
 LET_IN_LIMIT_S = 3.0
+CLEARLY_OLDER_S = SAME_AGE_MS / 1000 + 2.0
+"""Of two that started at about the same time either may end: the supervised one would come back."""
 NAME_LIMIT_S, FIGHT_S = 60.0, 8.0
 NOISE_BYTES = 1000
 FORGED = 20
@@ -219,6 +223,8 @@ def two_of_one_name(site: Site, trial: Trial) -> Figures:
 
     def inject() -> None:
         said, before = len(second.words()), fights()
+        age_s = time.time() - psutil.Process(victim.pid).create_time()
+        time.sleep(max(0.0, CLEARLY_OLDER_S - age_s))
         second.start()
         start = time.monotonic()
         while fights() == before and time.monotonic() - start < START_LIMIT_S:
