@@ -44,9 +44,10 @@ test: lint
 fuzz: setup
 	$(VENV)/python -m tests.fuzz --minutes $(or $(MINUTES),10)
 
+# Two at a time: each file has a fleet, networks and names of its own.
 test-containers: setup
 	scripts/images
-	$(VENV)/python -m pytest tests/containers --durations=5
+	$(VENV)/python -m pytest tests/containers -n 2 --dist loadfile --durations=5
 
 bench: setup
 	$(VENV)/python -m bench.hop
