@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from broker.embedded import EmbeddedBroker
 from client.batch import Batch
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
+from contract.errors import PlanError
 from contract.plan import Plan, Replica, load_plan
 from planner.build import build_plan
 from planner.canonical import canonicalise
@@ -48,7 +49,7 @@ def half_weight_cut(graph: SegmentedGraph) -> str:
 def prepare(model: str, batch: int, folder: Path) -> tuple[Plan, Plan]:
     """The model in two halves, and whole."""
     names = [f"{model}-{batch}-halves", f"{model}-{batch}-all"]
-    if all((folder / name / "plan.json").is_file() for name in names):
+    with suppress(PlanError):  # there is none yet, or of an older format
         halves, whole = (load_plan(folder / name) for name in names)
         return halves, whole
     imported = import_model(f"torchvision:{model}", ImportOptions(weights="random"))

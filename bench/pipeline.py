@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from broker.transport import Connect
 from client.batch import Batch, BatchResult
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
+from contract.errors import PlanError
 from contract.plan import Plan, Replica, load_plan
 from planner.build import build_plan
 from planner.canonical import canonicalise
@@ -43,7 +44,7 @@ WARM_UP_S = 1.0
 def prepare(model: str, batch: int, folder: Path) -> tuple[Plan, Plan]:
     """The model in two stages and, the same way, in one: (pipeline, whole)."""
     names = [f"{model}-{batch}-{stages}" for stages in (2, 1)]
-    if all((folder / name / "plan.json").is_file() for name in names):
+    with suppress(PlanError):  # there is none yet, or of an older format
         pipeline, whole = (load_plan(folder / name) for name in names)
         return pipeline, whole
     imported = import_model(f"torchvision:{model}", ImportOptions(weights="random"))
