@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from client.meter import PipelineMeter
-from client.retry import RetryBudget
+from client.retry import AttemptTimes, RetryBudget
 from client.router import Router
 from client.settings import MAX_WINDOW
 from contract.errors import PlanError
@@ -44,6 +44,7 @@ class Feed:
     window: int
     router: Router
     meter: PipelineMeter
+    attempts: AttemptTimes
     budget: RetryBudget
     max_message_bytes: int
 
@@ -106,10 +107,11 @@ class FeedWatch:
         replaces = previous is not None and previous.plan.plan_id != plan.plan_id
         if previous is None or replaces:
             meter = PipelineMeter(self._client, plan, window, now)
-            budget = RetryBudget(window, now)
+            attempts, budget = AttemptTimes(), RetryBudget(window, now)
         else:  # the same stages on other devices
-            meter, budget = previous.meter, previous.budget
-        self._feed = Feed(plan, window, router, meter, budget, plan.max_message_bytes())
+            meter, attempts, budget = previous.meter, previous.attempts, previous.budget
+        largest = plan.max_message_bytes()
+        self._feed = Feed(plan, window, router, meter, attempts, budget, largest)
         return replaces
 
     def failure(self) -> str | None:

@@ -22,7 +22,8 @@ class Entry:
     """One open batch.
 
     ``earlier_strikes``: what was held against it when the client was started before. ``routes`` are
-    those of all attempts that this process sent, by attempt.
+    those of all attempts that this process sent, by attempt; ``published_at`` when it handed each
+    to the broker, and ``active_at`` what the clock of deadlines showed then, in seconds.
     """
 
     batch_id: BatchId
@@ -36,6 +37,8 @@ class Entry:
     why: str = ""  # the reason of the next retry, when it is not the deadline
     refusals: list[str] = field(default_factory=list)
     routes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    published_at: dict[int, float] = field(default_factory=dict)
+    active_at: dict[int, float] = field(default_factory=dict)
     sending: Future[PublishOutcome] | None = None  # done once the broker has the latest attempt
     deaths: int = 0
     earlier_strikes: int = 0

@@ -12,8 +12,6 @@ from contract.metrics import Ledger, PipelineMetrics, StageMetrics
 from contract.plan import Plan
 
 LATENCIES_KEPT = 1000
-P99_EVERY = 20
-"""Results between two computations of the percentile: it costs more than sending a batch."""
 
 
 class PipelineMeter:
@@ -24,8 +22,6 @@ class PipelineMeter:
         self._latencies: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._recent: list[BatchResult] = []
         self._last = now
-        self._p99_s: float | None = None
-        self._results = 0
 
     def add(self, result: BatchResult) -> None:
         """Count a result."""
@@ -33,14 +29,6 @@ class PipelineMeter:
         # Without the tensors: a second's worth of them is megabytes, and nobody reads them here.
         light = replace(result.batch, tensors={})
         self._recent.append(replace(result, batch=light, outputs={}))
-        if self._results % P99_EVERY == 0 or result.latency_ms / 1000 > (self._p99_s or 0):
-            self._p99_s = float(np.percentile(self._latencies, 99)) / 1000
-        self._results += 1
-
-    @property
-    def p99_s(self) -> float | None:
-        """99th percentile of recent latencies in seconds, or None before the first result."""
-        return self._p99_s
 
     def measure(self, now: float, ledger: Ledger) -> PipelineMetrics:
         """One message for the metrics topic, over the time since the last call."""

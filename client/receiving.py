@@ -60,6 +60,9 @@ class Receiver:
             route=header.route,
         )
         feed.meter.add(result)
+        # An attempt of an earlier start has a number of ours, and was not sent by us.
+        if header.batch_id == entry.batch_id and header.attempt in entry.published_at:
+            feed.attempts.add(self._sender.attempt_s(entry, header.attempt, now))
         self._record.done(entry, payload, result.latency_ms)
         self._settling.end(result)
 

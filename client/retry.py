@@ -1,11 +1,21 @@
 """When to send a batch again, and how often retries are allowed at all. Pure.
 
-Deadline of an attempt: 4 x the 99th percentile of latency, at least 2 s, doubled for each attempt
-up to 30 s (or the undoubled deadline, where that is longer); 30 s while no latency is known.
+Deadline of an attempt: 4 x the 99th percentile of what answered attempts took, at least 2 s,
+doubled for each attempt up to 30 s (or the undoubled deadline, where that is longer); 30 s while
+none is known. Each attempt is timed from its own sending: timed from the batch's first, the wait
+for a lost attempt would lengthen the next deadline, and deadlines would grow without end wherever
+one message in a hundred is lost (Karn's algorithm, RFC 6298 section 3, keeps TCP from the same).
 Retries spend tokens: 0.2 for each delivered batch, at most a window's worth, and one a second at
 least, so that slowness does not breed load and a stuck pipeline still tries.
 """
 
+from collections import deque
+
+import numpy as np
+
+TIMES_KEPT = 1000
+PERCENTILE_EVERY = 20
+"""Results between two computations of the percentile: it costs more than sending a batch."""
 MIN_DEADLINE_S = 2.0
 MAX_DEADLINE_S = 30.0
 P99_FACTOR = 4.0
@@ -32,6 +42,24 @@ def refusal_delay_s(attempt: int) -> float:
 
 def _doubled(attempt: int) -> float:
     return 2.0 ** min(attempt, 32)  # both results are capped long before
+
+
+class AttemptTimes:
+    """What recent attempts took that were answered, in seconds."""
+
+    def __init__(self) -> None:
+        self._times_s: deque[float] = deque(maxlen=TIMES_KEPT)
+        self._since = 0
+        self.p99_s: float | None = None
+        """Their 99th percentile, None before the first."""
+
+    def add(self, time_s: float) -> None:
+        """Count an attempt; one that is slower than nearly all before is heeded at once."""
+        self._times_s.append(time_s)
+        self._since += 1
+        if self.p99_s is None or self._since >= PERCENTILE_EVERY or time_s > self.p99_s:
+            self._since = 0
+            self.p99_s = float(np.percentile(self._times_s, 99))
 
 
 class RetryBudget:

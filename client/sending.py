@@ -26,6 +26,9 @@ SPAN_IN_WINDOWS = 8
 """How far the newest batch may be ahead of the oldest open one, in windows: it bounds what whoever
 puts results in order has to hold back while one batch is late."""
 
+ACTIVE_STEP_S = 0.05
+"""How coarse the clock of deadlines is, at most: it is set forward a few times a second."""
+
 Reread = Callable[[Batch], Batch]
 """Reads the tensors of a batch from its source again, by its ``positions``."""
 
@@ -109,12 +112,14 @@ class Sender:
         route = feed.router.choose()
         if route is None:
             return False
-        entry.deadline_s = attempt_deadline_s(feed.meter.p99_s, entry.attempt + 1)
+        entry.deadline_s = attempt_deadline_s(feed.attempts.p99_s, entry.attempt + 1)
         self._ledger.sent(entry, route, self.active_s + entry.deadline_s)
         topic, message = first_message(
             entry, feed.plan, self._settings.name, self._settings.cluster, self._ledger.low
         )
         feed.router.begin((entry.batch_id, entry.attempt), route)
+        entry.published_at[entry.attempt] = time.monotonic()
+        entry.active_at[entry.attempt] = self.active_s
         future = entry.sending = self._connection.publish(topic, message)
         future.add_done_callback(partial(self._inbox.note_published, entry.batch_id, entry.attempt))
         keep_input = self.reread is None or entry.batch.positions is None
@@ -138,6 +143,14 @@ class Sender:
             why = entry.why or "its deadline has passed"
             if self._send(entry):
                 self._reporter.report(EventKind.BATCH_RETRIED, f"batch {entry.batch_id}: {why}")
+
+    def attempt_s(self, entry: Entry, attempt: int, now: float) -> float:
+        """What an attempt of this process has taken until ``now`` (monotonic), in seconds.
+
+        Outages do not count, nor the time in which whoever takes the results was busy.
+        """
+        active_s = self.active_s - entry.active_at[attempt] + ACTIVE_STEP_S
+        return min(now - entry.published_at[attempt], active_s)
 
     def out_of_time(self) -> list[Entry]:
         """Batches that have had the time that the user gives a batch."""

@@ -10,13 +10,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from client.batch import Batch, BatchResult, DeadBatch, DeathReason
 from client.ledger import Entry, Ledger
-from client.meter import LATENCIES_KEPT, PipelineMeter, stage_metrics
+from client.meter import PipelineMeter, stage_metrics
 from client.results import image_results
 from client.retry import (
     MAX_DEADLINE_S,
     MAX_REFUSALS,
     MIN_DEADLINE_S,
+    PERCENTILE_EVERY,
+    TIMES_KEPT,
     TOKENS_PER_DELIVERY,
+    AttemptTimes,
     RetryBudget,
     attempt_deadline_s,
     refusal_delay_s,
@@ -334,7 +337,6 @@ NO_COUNTS = Counts(**dict.fromkeys(Counts.model_fields, 0))
 
 def test_the_meter_tells_rates_of_the_interval_and_percentiles(plan: Plan) -> None:
     meter = PipelineMeter("me", plan, 6, now=10.0)
-    assert meter.p99_s is None
     empty = meter.measure(11.0, NO_COUNTS)
     assert (empty.batches_per_s, empty.latency_ms_p50) == (0.0, None)
     for index in range(100):
@@ -344,19 +346,33 @@ def test_the_meter_tells_rates_of_the_interval_and_percentiles(plan: Plan) -> No
     assert told.latency_ms_p50 == pytest.approx(50.5)
     assert told.latency_ms_p95 == pytest.approx(95.05)
     assert told.latency_ms_p99 == pytest.approx(99.01)
-    assert meter.p99_s == pytest.approx(0.099, abs=0.002)
     assert meter.measure(14.0, NO_COUNTS).batches_per_s == 0.0
     assert (told.client, told.window, told.plan_id) == ("me", 6, plan.plan_id)
 
 
-def test_a_sudden_slowness_reaches_the_deadline_soon(plan: Plan) -> None:
-    meter = PipelineMeter("me", plan, 6, now=0.0)
-    for index in range(LATENCIES_KEPT):
-        meter.add(result(index, latency_ms=10.0))
-    assert meter.p99_s == pytest.approx(0.01)
-    for index in range(40):
-        meter.add(result(index, latency_ms=3000.0))
-    assert meter.p99_s == pytest.approx(3.0)
+def test_the_deadline_follows_the_slowest_hundredth_of_attempts() -> None:
+    times = AttemptTimes()
+    assert times.p99_s is None
+    for index in range(100):
+        times.add((index + 1) / 1000)
+    assert times.p99_s == pytest.approx(0.099, abs=0.002)
+
+
+def test_a_sudden_slowness_reaches_the_deadline_soon() -> None:
+    times = AttemptTimes()
+    for _ in range(TIMES_KEPT):
+        times.add(0.01)
+    assert times.p99_s == pytest.approx(0.01)
+    for _ in range(40):
+        times.add(3.0)
+    assert times.p99_s == pytest.approx(3.0)
+
+
+def test_a_slowness_that_is_over_is_forgotten() -> None:
+    times = AttemptTimes()
+    for time_s in [3.0] * 40 + [0.01] * (TIMES_KEPT + PERCENTILE_EVERY):
+        times.add(time_s)
+    assert times.p99_s == pytest.approx(0.01)
 
 
 def test_a_stage_is_busy_or_in_a_bubble(plan: Plan) -> None:

@@ -105,6 +105,24 @@ def test_a_batch_that_a_device_swallows_is_sent_again_when_its_deadline_passes(s
     assert len(retries(events)) == 1
 
 
+def test_a_lost_attempt_does_not_lengthen_the_deadline_of_others(site: Site) -> None:
+    """Else each loss would wait four times as long as the one before."""
+    swallowed = first_attempt_of(20, 21, 22, 60)
+
+    def behave(fake: FakeDevice, activation: Activation) -> None:
+        if not swallowed(activation):
+            fake.answer(activation)
+
+    pipeline, fake = site.open(behave)
+    batches = make_batches(70)
+    Run(pipeline, batches[:40]).go()  # to the end of the first losses
+    run = Run(pipeline, batches[40:]).go()
+    assert len(run.results) == 30
+    assert fake.attempts(60) == [0, 1]
+    [late] = [result for result in run.results if result.attempt]
+    assert late.latency_ms < 6000  # its deadline is 2 s; four times the first loss would be 8 s
+
+
 def retries(events: Listener) -> list[Event]:
     heard = events.payloads("event", Event.model_validate_json)
     return [event for event in heard if event.kind is EventKind.BATCH_RETRIED]
