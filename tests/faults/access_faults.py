@@ -1,6 +1,5 @@
 """Rows 25 to 30: outsiders, bad certificates, hostile devices, wrong rights, a name used twice."""
 
-import signal
 import socket
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ from broker.transport import BrokerAddress, Callbacks, ConnectionSettings, Deliv
 from contract import topics
 from contract.activation import decode, encode
 from contract.errors import NotAuthorisedError, ShardlineError
+from tests.faults.broker_faults import persistent
 from tests.faults.feed import Feed
 from tests.faults.pipeline_under_test import ALL, CLUSTER, FEEDER, Setup, Site
 from tests.faults.processes import START_LIMIT_S, Child
@@ -183,15 +183,21 @@ def wrong_rights(site: Site, trial: Trial) -> Figures:
     assert inputs in rights
     child = site.stages[victim]
 
+    def grant(text: str) -> None:
+        # Started anew, as docs/security.md says: at SIGHUP, Mosquitto 2.0.11 has crashed (SIGSEGV)
+        # when a client came back at that moment.
+        file.write_text(text)
+        site.broker.end()
+        site.start_broker()
+
     def inject() -> None:
-        file.write_text(
+        grant(
             "".join(
                 line
                 for line in rights.splitlines(keepends=True)
                 if not (line.startswith("topic read") and f"/{victim}/" in line)
             )
         )
-        site.broker.send(signal.SIGHUP)
         said = len(child.words())
         child.kill()  # the supervisor starts it again
         feed.struck()
@@ -202,15 +208,14 @@ def wrong_rights(site: Site, trial: Trial) -> Figures:
                 break
             time.sleep(0.05)
         if not trial.is_control:  # there, nobody knows
-            file.write_text(rights)
-            site.broker.send(signal.SIGHUP)
+            grant(rights)
 
     feed = Feed(site, trial, inject, stage_index=1, from_heal=True)
     try:
         return feed.run()
     finally:
-        file.write_text(rights)
-        site.broker.send(signal.SIGHUP)
+        if file.read_text() != rights:
+            grant(rights)
 
 
 def two_of_one_name(site: Site, trial: Trial) -> Figures:
@@ -326,11 +331,12 @@ ROWS = (
     Row(
         29,
         "a stage has lost its right to read",
-        "the access list changed, SIGHUP, the stage started anew",
+        "the access list changed, broker and stage started anew",
         "the start-up self-test ends it with words; given the right again, it serves",
         "no self-test: it says that it is ready, and hears nothing",
         lambda is_control: Setup(
             secured=True,
+            conf=persistent,
             stage_patches={ALL: ("no_self_test",)} if is_control else {},
             patience_s=6.0 if is_control else 30.0,
         ),
