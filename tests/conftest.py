@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from broker.transport import Connect
 from shardline.__main__ import main
 from stage.agent import StageAgent, StageSettings
+
+# How long an example takes says something of the machine, which four processes share.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True)
