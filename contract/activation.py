@@ -99,8 +99,13 @@ class Header:
 
     @property
     def sender(self) -> str:
-        """Who sends this message by its own word: the device before on the route, or the client."""
-        return self.route[self.stage_index - 1] if self.stage_index else self.client
+        """Who sends this message by its own word: the device before on the route, or the client.
+
+        A language model's last stage sends each token to the first (``contract/decoder.py``).
+        """
+        if not self.stage_index and ("returned", 1) not in self.scalars:
+            return self.client
+        return self.route[self.stage_index - 1]
 
 
 class Activation(NamedTuple):
@@ -246,25 +251,32 @@ def _parse_metadata(metadata: dict[str, Any]) -> Header:
         attempt=_count(metadata["attempt"], "attempt"),
         low=_count(metadata["low"], "low"),
         stage_index=_count(metadata["stage"], "stage"),
-        route=tuple(metadata["route"].split(",")),
+        route=_parse_route(metadata["route"], metadata["client"]),
         client=metadata["client"],
         sent_us=_count(metadata["sent_us"], "sent_us"),
         trace=_parse_trace(metadata["trace"]),
         codec=metadata["codec"],
         scalars=_parse_scalars(metadata["scalars"]),
     )
-    if len(header.route) > MAX_STAGES:
-        raise WireFormatError(
-            f"message header: a route of {len(header.route):,} devices, at most {MAX_STAGES}"
-        )
-    if not all(map(is_name, (header.client, *header.route))):
-        raise WireFormatError("message header: the client or a device of the route is no name")
     if header.stage_index > len(header.route) or len(header.trace) > header.stage_index:
         raise WireFormatError(
             f"message header: stage {header.stage_index} with a route of {len(header.route)} "
             f"and {len(header.trace)} hops behind it"
         )
     return header
+
+
+@lru_cache(maxsize=256)
+def _parse_route(text: str, client: str) -> tuple[str, ...]:
+    """The same few over and over: a token is a message."""
+    route = tuple(text.split(","))
+    if len(route) > MAX_STAGES:
+        raise WireFormatError(
+            f"message header: a route of {len(route):,} devices, at most {MAX_STAGES}"
+        )
+    if not all(map(is_name, (client, *route))):
+        raise WireFormatError("message header: the client or a device of the route is no name")
+    return route
 
 
 def _parse_scalars(text: str) -> tuple[tuple[str, int], ...]:

@@ -66,9 +66,12 @@ def _wire_specs(codec: Codec, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec
     return tuple(sent)
 
 
-def encoded_bytes(codec: Codec, specs: Sequence[TensorSpec], batch: int) -> int:
-    """Bytes of all tensors of a message of ``batch`` images, exactly; the header comes on top."""
-    return sum(spec.bytes_of(batch) for spec in wire_specs(codec, specs))
+def encoded_bytes(codec: Codec, specs: Sequence[TensorSpec], batch: int, tokens: int = 1) -> int:
+    """Bytes of all tensors of a message of ``batch`` images, exactly; the header comes on top.
+
+    ``tokens``: of each sequence, for a language model.
+    """
+    return sum(spec.bytes_of(batch, tokens) for spec in wire_specs(codec, specs))
 
 
 def compress(codec: Codec, tensors: Tensors) -> Tensors:

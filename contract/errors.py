@@ -2,7 +2,9 @@
 
     ShardlineError                     1  the root: catch this for "anything of ours"
     ├── SettingsError                  2  an option, a setting or a file name that cannot be used
-    │   └── SourceError                2  an input of `infer` that holds nothing usable
+    │   ├── SourceError                2  an input of `infer` that holds nothing usable
+    │   └── PromptError                2  a prompt that a language model's plan cannot read
+    │       └── PromptTooLongError     2  one that the plan has no room for
     ├── BrokerError                    3  the broker or the link to it
     │   ├── BrokerUnreachableError     3  nobody answers, or the connection was refused
     │   │   └── BrokerUntrustedError   3  it answers, with a certificate that we do not trust
@@ -67,6 +69,14 @@ class SettingsError(ShardlineError):
 
 class SourceError(SettingsError):
     """A source of images or tensors that holds nothing usable."""
+
+
+class PromptError(SettingsError):
+    """A prompt that a language model's plan cannot read."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt that leaves no room for what is wanted."""
 
 
 class BrokerError(ShardlineError):

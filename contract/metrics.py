@@ -4,10 +4,23 @@ Counters end in ``_total`` and count since the process started; rates and means 
 last interval (about a second). A field that a board cannot tell is ``null``.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from contract.frozen import FrozenModel
+from pydantic import Field
+
+from contract.frozen import Count, FrozenModel
+from contract.placement import MAX_STAGES
 from contract.printable import PlainText
+
+StageIndex = Annotated[int, Field(ge=0, lt=MAX_STAGES)]
+Figure = Annotated[float, Field(ge=-1e15, le=1e15)]
+"""A float that can be summed up and written down, whoever sends it."""
+THROTTLED_NOW = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
+"""What the firmware of a Raspberry Pi says of itself: of this moment."""
+EARLIER = "_earlier"
+"""Appended where it was so at some time since the board was started, and is not now."""
+THROTTLED_FLAGS = (*THROTTLED_NOW, *(flag + EARLIER for flag in THROTTLED_NOW))
+"""All that :attr:`DeviceMetrics.throttled` may hold."""
 
 
 class DeviceMetrics(FrozenModel):
@@ -15,68 +28,89 @@ class DeviceMetrics(FrozenModel):
 
     format_version: Literal[1] = 1
     device: PlainText
-    time_unix_s: float
-    uptime_s: float
+    time_unix_s: Figure
+    uptime_s: Figure
     plan_id: PlainText | None
-    stage_index: int | None
+    stage_index: StageIndex | None
     shard: PlainText
-    batches_total: int
-    images_total: int
-    batches_per_s: float
-    images_per_s: float
-    compute_ms_mean: float | None
-    wait_ms_mean: float | None
-    publish_ms_mean: float | None
-    utilisation: float
-    queue_depth: int
-    bytes_in_total: int
-    bytes_out_total: int
-    bytes_in_per_s: float
-    bytes_out_per_s: float
-    rejected_total: int
-    nacks_total: int
-    duplicates_total: int
-    reconnects_total: int
-    cpu_percent: float
-    rss_bytes: int
-    memory_available_bytes: int
-    temperature_celsius: float | None
+    batches_total: Count
+    images_total: Count
+    batches_per_s: Figure
+    images_per_s: Figure
+    compute_ms_mean: Figure | None
+    wait_ms_mean: Figure | None
+    publish_ms_mean: Figure | None
+    utilisation: Figure
+    queue_depth: Count
+    bytes_in_total: Count
+    bytes_out_total: Count
+    bytes_in_per_s: Figure
+    bytes_out_per_s: Figure
+    rejected_total: Count
+    nacks_total: Count
+    duplicates_total: Count
+    reconnects_total: Count
+    cpu_percent: Figure
+    rss_bytes: Count
+    memory_available_bytes: Count
+    temperature_celsius: Figure | None
+    throttled: tuple[PlainText, ...] | None = None
+    tokens_per_s: Figure | None = None
+    cache_bytes: Count | None = None
+    cache_sequences: Count | None = None
+    cache_evictions_total: Count | None = None
 
 
 class StageMetrics(FrozenModel):
     """One stage as the client sees it in the traces of the results of the last interval."""
 
-    stage_index: int
-    compute_ms_p50: float | None
-    wait_ms_p50: float | None
-    utilisation: float
-    bubble_s: float
+    stage_index: StageIndex
+    compute_ms_p50: Figure | None
+    wait_ms_p50: Figure | None
+    utilisation: Figure
+    bubble_s: Figure
 
 
 class Ledger(FrozenModel):
     """Where every batch is. ``submitted = delivered + in_flight + dead + lost`` always."""
 
-    submitted: int
-    delivered: int
-    in_flight: int
-    retried: int
-    duplicates_dropped: int
-    dead: int
-    lost: int
+    submitted: Count
+    delivered: Count
+    in_flight: Count
+    retried: Count
+    duplicates_dropped: Count
+    dead: Count
+    lost: int = Field(gt=-(2**63), lt=2**63)  # below 0 would be a batch that counts twice
 
 
 class PipelineMetrics(FrozenModel):
-    """One JSON object a second from each client that feeds the pipeline."""
+    """One JSON object a second from each client that feeds the pipeline.
+
+    The last three are of language models; there `window` counts sequences.
+    """
 
     format_version: Literal[1] = 1
     client: PlainText
-    time_unix_s: float
+    time_unix_s: Figure
     plan_id: PlainText
-    window: int
-    batches_per_s: float
-    images_per_s: float
-    latency_ms_p50: float | None
-    latency_ms_p95: float | None
-    latency_ms_p99: float | None
+    window: Count
+    batches_per_s: Figure
+    images_per_s: Figure
+    latency_ms_p50: Figure | None
+    latency_ms_p95: Figure | None
+    latency_ms_p99: Figure | None
     stages: tuple[StageMetrics, ...]
     ledger: Ledger
+    tokens_per_s: Figure | None = None
+    first_token_ms: Figure | None = None
+    near_ties_total: Count | None = None
+
+    @property
+    def unit(self) -> Literal["images", "tokens"]:
+        """What :attr:`rate` counts: tokens of a language model, images of any other."""
+        return "images" if self.tokens_per_s is None else "tokens"
+
+    @property
+    def rate(self) -> float:
+        """What the client gets a second, in :attr:`unit`."""
+        return self.images_per_s if self.tokens_per_s is None else self.tokens_per_s

@@ -26,6 +26,7 @@ class NackReason(StrEnum):
     PUBLISH_REFUSED = "publish_refused"
     ENGINE_FAILED = "engine_failed"
     POISON = "poison"
+    CACHE_LOST = "cache_lost"
 
 
 POISONOUS = frozenset(

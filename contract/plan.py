@@ -9,12 +9,14 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from contract.codec import Codec as Codec  # it is a word of the plan
 from contract.codec import encoded_bytes
+from contract.decoder import IDS_SPEC, RESULT_SPECS, SAMPLING_SPEC, CacheSpec, Decoding
+from contract.decoder import TokenInput as TokenInput  # a word of the plan
 from contract.errors import PlanError
 from contract.frozen import Count, FrozenModel, explain
 from contract.placement import MAX_STAGES, map_topics
@@ -64,7 +66,7 @@ class ModelInfo(FrozenModel):
     name: str
     weights: str
     digest: str
-    input: ImageInput | TensorInput = Field(discriminator="kind")
+    input: ImageInput | TensorInput | TokenInput = Field(discriminator="kind")
     labels: tuple[str, ...] = ()
     labels_mean_something: bool = True
 
@@ -93,6 +95,7 @@ class StageSpec(FrozenModel):
     weight_bytes: Count
     flops_per_image: Count
     predicted_ms_per_batch: float | None = Field(default=None, ge=0)
+    cache: CacheSpec | None = None
 
     @property
     def folder(self) -> str:
@@ -148,6 +151,7 @@ class Plan(FrozenModel):
     batch_size: int = Field(gt=0, le=MAX_BATCH_SIZE)
     stages: tuple[StageSpec, ...] = Field(min_length=1, max_length=MAX_STAGES)
     tied_weights: tuple[str, ...] = ()
+    decoding: Decoding | None = None
     verified_with: Mapping[str, str]
     verification: Verification
     placement: tuple[Placement, ...] = ()
@@ -175,6 +179,10 @@ class Plan(FrozenModel):
                 f"stage {len(self.stages) - 1} is the last and has codec {self.stages[-1].codec}: "
                 "results travel as float32, as they are"
             )
+        if any((stage.cache is None) != (self.decoding is None) for stage in self.stages):
+            raise ValueError("`decoding` and every stage's `cache` go together")
+        if (self.model.input.kind == "tokens") != (self.decoding is not None):
+            raise ValueError("`decoding` is there where the model takes tokens, and only there")
         if self.placement and [p.stage_index for p in self.placement] != [
             stage.stage_index for stage in self.stages
         ]:
@@ -192,7 +200,8 @@ class Plan(FrozenModel):
                 f"messages of {self.max_message_bytes():,} bytes: MQTT carries at most "
                 f"{MAX_MESSAGE_BYTES:,}; use a smaller batch than {self.batch_size}"
             )
-        if self.plan_id != compute_plan_id(self.model.digest, self.stages):
+        expected = compute_plan_id(self.model.digest, self.stages, self.decoding, self.batch_size)
+        if self.plan_id != expected:
             raise ValueError("plan_id is not the hash of this plan's stages")
         return self
 
@@ -228,12 +237,22 @@ class Plan(FrozenModel):
         """
         return self.stages[edge - 1].codec if edge else "float32"
 
+    def edge_specs(self, edge: int) -> tuple[TensorSpec, ...]:
+        """Tensors of a message on an edge, before any codec.
+
+        A language model's hold more than what its stages compute with: see contract/decoder.py.
+        """
+        if self.decoding is None:
+            return self.stages[edge - 1].outputs if edge else self.stages[0].inputs
+        if edge == self.num_stages:
+            return RESULT_SPECS
+        hidden = self.stages[edge - 1].outputs if edge else ()
+        return (*hidden, IDS_SPEC, SAMPLING_SPEC)
+
     def edge_bytes(self, edge: int, images: int) -> int:
-        """Bytes of the tensors of one message of ``images`` images on edge ``edge``."""
-        if edge == 0:
-            return encoded_bytes("float32", self.stages[0].inputs, images)
-        stage = self.stages[edge - 1]
-        return encoded_bytes(stage.codec, stage.outputs, images)
+        """Bytes of the tensors of one message of ``images`` images on edge ``edge``, at most."""
+        tokens = 1 if self.decoding is None else self.decoding.chunk_tokens
+        return encoded_bytes(self.codec_of_edge(edge), self.edge_specs(edge), images, tokens)
 
     def max_message_bytes(self, batch_size: int | None = None) -> int:
         """Upper bound of any message of this plan at a batch size, header included."""
@@ -250,9 +269,15 @@ class Plan(FrozenModel):
         return self.model_copy(update=report).model_dump_json()
 
 
-def compute_plan_id(digest: str, stages: Sequence[StageSpec]) -> str:
-    """First 16 hex digits of the sha256 over the computation that a plan describes."""
-    computation = {
+def compute_plan_id(
+    digest: str, stages: Sequence[StageSpec], decoding: Decoding | None = None, batch_size: int = 1
+) -> str:
+    """First 16 hex digits of the sha256 over the computation that a plan describes.
+
+    Of a language model that includes what its caches and messages have room for: a stage that holds
+    the same shard for fewer or shorter sequences cannot serve the plan as it is.
+    """
+    computation: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "digest": digest,
         "stages": [
@@ -262,6 +287,9 @@ def compute_plan_id(digest: str, stages: Sequence[StageSpec]) -> str:
             for stage in stages
         ],
     }
+    if decoding is not None:
+        room = decoding.model_dump(include={"context_tokens", "sequences", "chunk_tokens"})
+        computation["decoding"] = room | {"batch_size": batch_size}
     canonical = json.dumps(computation, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

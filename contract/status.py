@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from contract.errors import WireFormatError
-from contract.frozen import FrozenModel, explain
+from contract.frozen import Count, FrozenModel, explain
 from contract.printable import PlainText
 
 MAX_STATUS_BYTES = 64 * 1024
@@ -33,8 +33,8 @@ class Capabilities(FrozenModel):
     """What a device has to offer."""
 
     machine: PlainText
-    cores: int
-    memory_bytes: int
+    cores: Count
+    memory_bytes: Count
     engine: PlainText
     engine_version: PlainText
     shardline_version: PlainText
@@ -82,7 +82,7 @@ class Event(FrozenModel):
     sender: PlainText
     time_unix_s: float
     detail: PlainText
-    count: int = 1
+    count: Count = 1
 
 
 def parse_status(payload: bytes, topic_device: str | None = None) -> DeviceStatus:

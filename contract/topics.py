@@ -12,7 +12,10 @@ A topic string is written here and nowhere else. The grammar:
     shardline/<cluster>/blob/<to>/<from>                          shard transfer
     shardline/<cluster>/metrics/<device>                          one JSON object a second
     shardline/<cluster>/metrics/pipeline/<client>                 one JSON object a second
+    shardline/<cluster>/metrics/trace/<client>                    one JSON object a second
+    shardline/<cluster>/clock/<to>/<from>                         what is your time, and the answer
     shardline/<cluster>/event/<from>                              things worth a person's eye
+    homeassistant/device/shardline_<cluster>/<device>/config      retained: for Home Assistant
 
 The sender's name is the last level of every data topic, so that the broker's access control is a
 static pattern per user. A topic names one place and a filter may name many: they are built by
@@ -33,7 +36,7 @@ CACHED = 4096
 """Answers remembered, of texts whose length was looked at first: the same few names and topics come
 with every message, and a stranger's long ones must not fill the memory."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_RESERVED = frozenset({"pipeline"})
+_RESERVED = frozenset({"pipeline", "trace"})
 _PLAN_ID = re.compile(r"[0-9a-f]{16}")
 _STAGE = re.compile(r"0|[1-9][0-9]{0,3}")
 
@@ -199,6 +202,31 @@ def pipeline_metrics_topic(cluster: str, client: str) -> str:
     return f"{_base(cluster)}/metrics/pipeline/{check_name('client', client)}"
 
 
+def pipeline_metrics_filter(cluster: str) -> str:
+    """The pipeline's metrics as every client sees it."""
+    return f"{_base(cluster)}/metrics/pipeline/+"
+
+
+def trace_topic(cluster: str, client: str) -> str:
+    """Where the time of one client's batches went."""
+    return f"{_base(cluster)}/metrics/trace/{check_name('client', client)}"
+
+
+def clock_topic(cluster: str, to: str, sender: str) -> str:
+    """Where ``sender`` asks ``to`` for the time, or answers."""
+    return f"{_base(cluster)}/clock/{check_name('receiver', to)}/{check_name('sender', sender)}"
+
+
+def clock_filter(cluster: str, name: str) -> str:
+    """Every question for the time, and every answer, for ``name``."""
+    return f"{_base(cluster)}/clock/{check_name('receiver', name)}/+"
+
+
+def sent_clock_filter(cluster: str, sender: str) -> str:
+    """Every question for the time, and every answer, of one sender."""
+    return f"{_base(cluster)}/clock/+/{check_name('sender', sender)}"
+
+
 def metrics_filter(cluster: str | None = None) -> str:
     """All metrics of one cluster, or of every cluster."""
     return f"{ROOT}/+/metrics/#" if cluster is None else f"{_base(cluster)}/metrics/#"
@@ -214,12 +242,60 @@ def event_filter(cluster: str) -> str:
     return f"{_base(cluster)}/event/+"
 
 
+DISCOVERY_ROOT = "homeassistant"
+"""Where Home Assistant looks for what there is to show, unless it was told otherwise."""
+_PIPELINE = "pipeline"  # reserved: no device can be called so
+
+
+def _discovery(cluster: str) -> str:
+    return f"{DISCOVERY_ROOT}/device/shardline_{check_name('cluster', cluster)}"
+
+
+def discovery_topic(cluster: str, device: str) -> str:
+    """Where Home Assistant finds what to show of a device."""
+    return f"{_discovery(cluster)}/{check_name('device', device)}/config"
+
+
+def pipeline_discovery_topic(cluster: str) -> str:
+    """Where Home Assistant finds what to show of the pipeline."""
+    return f"{_discovery(cluster)}/{_PIPELINE}/config"
+
+
+def discovery_filter(cluster: str) -> str:
+    """All that Home Assistant finds of one cluster."""
+    return f"{_discovery(cluster)}/+/config"
+
+
+def is_discovery_topic(cluster: str, topic: str) -> bool:
+    """Whether ``topic`` is one of :func:`discovery_filter`."""
+    match topic.split("/"):
+        case [*node, name, "config"] if "/".join(node) == _discovery(cluster):
+            return name == _PIPELINE or is_name(name)
+    return False
+
+
 BROKER_UPTIME = "$SYS/broker/uptime"
 """Mosquitto's own: seconds since it started; what a health check of the broker reads."""
 BROKER_DROPPED = "$SYS/broker/publish/messages/dropped"
 """Mosquitto's own: messages since its start that it took and did not keep, queues being full."""
+BROKER_BYTES_RECEIVED = "$SYS/broker/bytes/received"
+BROKER_BYTES_SENT = "$SYS/broker/bytes/sent"
+"""Mosquitto's own: all bytes since its start, in and out."""
+BROKER_CLIENTS = "$SYS/broker/clients/connected"
+"""Mosquitto's own: connections that stand."""
 BROKER_FILTER = "$SYS/#"
 """Everything that Mosquitto says of itself."""
+
+
+def is_broker_topic(topic: str) -> bool:
+    """Whether a topic or filter is of what Mosquitto says of itself."""
+    return topic.startswith(BROKER_FILTER.removesuffix("#"))
+
+
+def is_optional(topic_filter: str) -> bool:
+    """Whether a process goes on without the right to read this, only less wary or less exact."""
+    return is_broker_topic(topic_filter) or topic_filter.split("/")[2:3] == ["clock"]
+
 
 _NO_PLAN_ID = "0" * 16
 
@@ -258,8 +334,8 @@ class Topic:
 def parse_topic(topic: str) -> Topic:
     """Inverse of the ``*_topic`` functions.
 
-    ``kind`` is one of plan, status, input, command, answer, result, nack, blob, metrics,
-    pipeline_metrics, event.
+    ``kind`` is one of plan, status, input, command, answer, result, nack, blob, clock, metrics,
+    pipeline_metrics, trace, event.
 
     Raises:
         WireFormatError: the topic is not one of ours.
@@ -289,12 +365,14 @@ def _parse_topic(topic: str) -> Topic:
             parsed = Topic("command", cluster, to, sender)
         case ["client", to, ("result" | "nack") as kind, sender]:
             parsed = Topic(kind, cluster, to, sender)
-        case [("answer" | "blob") as kind, to, sender]:
+        case [("answer" | "blob" | "clock") as kind, to, sender]:
             parsed = Topic(kind, cluster, to, sender)
         case ["metrics", device]:
             parsed = Topic("metrics", cluster, sender=device)
         case ["metrics", "pipeline", client]:
             parsed = Topic("pipeline_metrics", cluster, sender=client)
+        case ["metrics", "trace", client]:
+            parsed = Topic("trace", cluster, sender=client)
         case ["event", sender]:
             parsed = Topic("event", cluster, sender=sender)
         case _:
