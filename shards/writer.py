@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
 
 from contract.plan import ShardFile
 from shards.manifest import GRAPH_FILE, MANIFEST_FILE, WEIGHTS_FILE, ShardManifest
 from shards.weights_file import read_layout
+from shards.weights_writer import ArraySpec, write_weights
 
 
 class ByteRange(NamedTuple):
@@ -64,7 +63,8 @@ def write_shard_files(
     """
     folder.mkdir(parents=True)
     weights_path, graph_path = folder / WEIGHTS_FILE, folder / GRAPH_FILE
-    save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, weights_path)
+    specs = {name: ArraySpec(array.dtype.name, array.shape) for name, array in weights.items()}
+    write_weights(weights_path, specs, weights.__getitem__)
     ranges = {
         name: ByteRange(entry.offset, entry.length)
         for name, entry in read_layout(weights_path).items()
