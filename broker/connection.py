@@ -21,6 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from broker.heap import keep_message_memory
 from broker.outbox import MAX_MESSAGES, Answer, Outbox
 from broker.paho_client import PahoClient, packet_bytes
 from broker.self_test import clock_complaint
@@ -111,6 +112,7 @@ class PahoConnection:
             BrokerUntrustedError: its certificate is not one that we trust.
             NotAuthorisedError: wrong user name or password, or it refuses our certificate.
         """
+        keep_message_memory()
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = self._settings.session_expiry_s
         properties.ReceiveMaximum = self._settings.receive_maximum
@@ -346,7 +348,7 @@ class PahoConnection:
                     "see docs/deploy.md"
                 )
                 log.error("%s", failure)
-                if topic_filter != topics.BROKER_DROPPED:  # without it we go on, only less wary
+                if not topics.is_optional(topic_filter):
                     self._callbacks.on_failed(failure)
 
     def _settle(self, future: Future[PublishOutcome], answer: Answer, topic: str) -> None:

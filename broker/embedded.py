@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from broker.heap import ENVIRONMENT
 from broker.mosquitto_conf import ListenerTls, MosquittoSettings, render_mosquitto_conf
 from broker.transport import BrokerAddress
 from contract.errors import BrokerStartError, EnvironmentMissingError
@@ -103,6 +104,7 @@ class EmbeddedBroker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **ENVIRONMENT},
                 start_new_session=True,  # Ctrl-C in the terminal is for us, we stop it in order
             )
         self._wait_until_it_accepts(self._process)
