@@ -6,6 +6,7 @@ MQTT allows would fill a small board's memory.
 
 from broker.transport import Delivery
 from contract import topics
+from contract.clock import MAX_CLOCK_BYTES
 from contract.command import MAX_COMMAND_BYTES
 from contract.errors import WireFormatError
 from contract.plan import MAX_PLAN_BYTES
@@ -15,14 +16,16 @@ LIMITS: dict[str, int | None] = {
     "plan": MAX_PLAN_BYTES,
     "status": MAX_STATUS_BYTES,
     "command": MAX_COMMAND_BYTES,
+    "clock": MAX_CLOCK_BYTES,
     "blob": None,  # pieces, and what a probe of the link sends to itself: fetcher, link_probe
 }
 """Bytes of what is no activation."""
 RETAINED = frozenset({"plan", "status"})
 """Kinds that a sender of ours retains. Anything else that is retained was left there on purpose, to
 arrive again at every start."""
-AT_QOS_0 = frozenset({"plan", "blob"})
-"""Pieces of shards; and the plan, of which only the newest is kept (`stage/inbox.py`)."""
+AT_QOS_0 = frozenset({"plan", "blob", "clock"})
+"""Pieces of shards; the plan, of which only the newest is kept (`stage/inbox.py`); questions for
+the time, which are answered on the spot."""
 
 
 def kind_of(topic: str) -> str:

@@ -22,6 +22,7 @@ from contract.status import EventKind, ShardState
 from contract.version import SHARDLINE_VERSION
 from shards.cache import ShardCache
 from stage.announcer import Announcer
+from stage.clock_server import ClockServer
 from stage.commands import CommandServer
 from stage.counters import StageCounters
 from stage.crash_marker import CrashMarker
@@ -35,8 +36,9 @@ from stage.machine import examine
 from stage.measurer import Measurer
 from stage.memory import release_free_memory
 from stage.metrics import DeviceMeter
-from stage.runner import LoadedStage, StageRunner
+from stage.runner import StageRunner
 from stage.settings import StageSettings as StageSettings  # who makes an agent makes these
+from stage.work import LoadedStage
 
 METRICS_INTERVAL_S = 1.0
 EDGE_RETRY_S = 5.0
@@ -138,6 +140,7 @@ class StageAgent:
             self._announcer.begin(self._connection)
             # At QoS 0, past the batches that a kept session delivers first: see `_serve`.
             self._connection.subscribe(topics.plan_topic(cluster), qos=0)
+            self._connection.subscribe(topics.clock_filter(cluster, device), qos=0)
             for topic_filter in (
                 topics.status_topic(cluster, device),
                 inputs,
@@ -159,27 +162,23 @@ class StageAgent:
 
     def _serve_the_planner(self) -> None:
         settings, connection = self._settings, self._connection.main
+        cluster, device = settings.cluster, settings.device
         self._fetcher = Fetcher(
-            settings.cluster,
-            settings.device,
-            connection,
-            self._cache,
-            self._loader.holds,
-            self._report,
+            cluster, device, connection, self._cache, self._loader.holds, self._report
         )
         self._measurer = Measurer(
-            settings.cluster,
-            settings.device,
+            cluster,
+            device,
             connection,
             self._cache,
             settings.engine,
             settings.threads,
             self._holds_shard,
         )
-        self._prober = LinkProber(settings.cluster, settings.device, connection, self._holds_shard)
+        self._prober = LinkProber(cluster, device, connection, self._holds_shard)
         self._commands = CommandServer(
-            settings.cluster,
-            settings.device,
+            cluster,
+            device,
             connection,
             self._fetcher,
             self._measurer,
@@ -198,6 +197,7 @@ class StageAgent:
         self._commands.start()
         self._inbox.on_blob, self._inbox.on_own_blob = self._fetcher.on_blob, self._prober.on_blob
         self._inbox.on_command = self._commands.on_command
+        self._inbox.on_clock = ClockServer(cluster, device, connection).answer
         self._inbox.max_input_bytes = self._max_input_bytes
 
     def _holds_shard(self) -> bool:
@@ -319,14 +319,18 @@ class StageAgent:
         self._report(EventKind.SHARD_READY, f"stage {spec.stage_index} of plan {plan.plan_id}")
 
     def _reach_the_edges(self, plan: Plan | None, spec: StageSpec | None) -> str | None:
-        """Open links to the brokers of this stage's two edges; what keeps us from it, if anything.
+        """Open links to the brokers of this stage's edges; what keeps us from it, if anything.
 
+        A language model's tokens come back to the first stage by the edge of the results.
         After a failure the links are those of the plan before: whoever still sends by them is told
         that we are not ready.
         """
         addresses: dict[int, str] = {}
         if plan is not None and spec is not None:
-            addresses = plan.edge_addresses((spec.stage_index, spec.stage_index + 1))
+            edges = {spec.stage_index, spec.stage_index + 1}
+            if plan.decoding is not None and not spec.stage_index:
+                edges.add(plan.num_stages)
+            addresses = plan.edge_addresses(edges)
         try:
             self._connection.use(addresses, plan.num_stages if plan is not None else 0)
         except ShardlineError as error:
@@ -353,6 +357,7 @@ class StageAgent:
                 shard=status.shard,
                 queue_depth=len(self._inbox),
                 reconnects=self._connection.reconnects,
+                caches=self._runner.cache_usage,
             )
             self._connection.publish(topic, metrics.model_dump_json().encode(), qos=0)
             reporter.flush()

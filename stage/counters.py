@@ -10,6 +10,7 @@ class Counts:
 
     batches: int = 0
     images: int = 0
+    tokens: int = 0
     compute_s: float = 0.0
     wait_s: float = 0.0
     publish_s: float = 0.0

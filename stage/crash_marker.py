@@ -2,11 +2,14 @@
 
 MQTT counts no deliveries: a batch that kills its stage would be delivered to every new start of it.
 So the batch is written down before it is computed and wiped out after; what stands there at the
-next start has killed us, and is counted. Process death is all that this covers, so nothing is
-synchronised to the disk: the kernel keeps what was written (docs/adr/0026).
+next start has killed us, and is counted. Of a language model a batch comes in many messages: one
+that is survived clears it only from the position on at which it has killed. Process death is all
+that this covers, so nothing is synchronised to the disk: the kernel keeps what was written
+(docs/adr/0026).
 
-    offset 0    24 bytes: client's hash, epoch, seq of the batch in work; zeros when there is none
-    offset 24   SUSPECTS x 32 bytes: the same, and how many deaths; zeros where there is none
+    offset 0    32 bytes: client's hash, epoch, seq of the batch in work, and the position of its
+                message; zeros when there is none
+    offset 32   SUSPECTS x 40 bytes: the same, and how many deaths; zeros where there is none
 """
 
 import logging
@@ -22,8 +25,8 @@ from contract.activation import Header
 
 SUSPECTS = 16
 """Batches remembered that were in work at a death; the oldest is forgotten first."""
-_IN_WORK = struct.Struct("<QQQ")
-_SUSPECT = struct.Struct("<QQQQ")
+_IN_WORK = struct.Struct("<QQQQ")
+_SUSPECT = struct.Struct("<QQQQQ")
 _NOTHING = bytes(_IN_WORK.size)
 _SIZE = _IN_WORK.size + SUSPECTS * _SUSPECT.size
 
@@ -43,50 +46,67 @@ class Batch(NamedTuple):
         return cls(xxh3_64_intdigest(header.client.encode()) | 1, *header.batch_id)
 
 
+class Suspect(NamedTuple):
+    """How often a batch was in work at a death, and the position of its message at the last one."""
+
+    deaths: int
+    position: int
+
+
 class CrashMarker:
     """Used by the computing thread alone. Without a writable folder it remembers nothing."""
 
     def __init__(self, path: Path | None) -> None:
         """Read what an earlier process left in the file at ``path``; None remembers nothing."""
-        self._deaths: OrderedDict[Batch, int] = OrderedDict()
+        self._suspects: OrderedDict[Batch, Suspect] = OrderedDict()
         self._file = None if path is None else _open(path)
         if self._file is not None:
             self._take_over(os.pread(self._file, _SIZE, 0).ljust(_SIZE, b"\0"))
 
     def _take_over(self, content: bytes) -> None:
-        for client, epoch, seq, deaths in _SUSPECT.iter_unpack(content[_IN_WORK.size :]):
+        for client, epoch, seq, position, deaths in _SUSPECT.iter_unpack(content[_IN_WORK.size :]):
             if client:
-                self._deaths[Batch(client, epoch, seq)] = deaths
-        killer = Batch(*_IN_WORK.unpack_from(content))
+                self._suspects[Batch(client, epoch, seq)] = Suspect(deaths, position)
+        *batch, position = _IN_WORK.unpack_from(content)
+        killer = Batch(*batch)
         if killer.client:
-            self._deaths[killer] = self._deaths.get(killer, 0) + 1
-            self._deaths.move_to_end(killer)
-            while len(self._deaths) > SUSPECTS:
-                self._deaths.popitem(last=False)
+            deaths = self.deaths(killer) + 1
+            self._suspects[killer] = Suspect(deaths, position)
+            self._suspects.move_to_end(killer)
+            while len(self._suspects) > SUSPECTS:
+                self._suspects.popitem(last=False)
             log.warning(
                 "the last process of this device died computing batch %016x:%d (time %d)",
                 killer.epoch,
                 killer.seq,
-                self._deaths[killer],
+                deaths,
             )
             self._write(_NOTHING + self._table())  # at once: no death is counted twice
 
     def _table(self) -> bytes:
-        table = b"".join(_SUSPECT.pack(*batch, deaths) for batch, deaths in self._deaths.items())
+        table = b"".join(
+            _SUSPECT.pack(*batch, suspect.position, suspect.deaths)
+            for batch, suspect in self._suspects.items()
+        )
         return table.ljust(SUSPECTS * _SUSPECT.size, b"\0")
 
     def deaths(self, batch: Batch) -> int:
         """How often this device has died computing it."""
-        return self._deaths.get(batch, 0) if self._deaths else 0
+        suspect = self._suspects.get(batch) if self._suspects else None
+        return 0 if suspect is None else suspect.deaths
 
-    def begin(self, batch: Batch) -> None:
-        """It is about to be computed."""
-        self._write(_IN_WORK.pack(*batch))
+    def begin(self, batch: Batch, position: int = 0) -> None:
+        """It is about to be computed; of a language model its tokens from ``position`` on."""
+        self._write(_IN_WORK.pack(*batch, position))
 
-    def end(self, batch: Batch) -> None:
-        """It was computed, or refused by the engine: this process has survived it."""
-        if self._deaths and self._deaths.pop(batch, None) is not None:
-            self._write(_NOTHING + self._table())  # it was somebody else's fault
+    def end(self, batch: Batch, position: int = 0, *, is_survived: bool = True) -> None:
+        """It is not in work any more. ``is_survived``: the engine computed or refused it, where
+        something else was said to it without.
+        """
+        suspect = self._suspects.get(batch) if self._suspects else None
+        if is_survived and suspect is not None and position >= suspect.position:
+            del self._suspects[batch]  # it was somebody else's fault
+            self._write(_NOTHING + self._table())
         else:
             self._write(_NOTHING)
 
@@ -113,6 +133,9 @@ def _open(path: Path) -> int | None:
         try:
             # All of it exists before it is needed: a disk that is full later changes nothing.
             size = os.fstat(file).st_size
+            if size != _SIZE:  # new, or of another version
+                os.ftruncate(file, 0)
+                size = 0
             os.pwrite(file, bytes(max(0, _SIZE - size)), size)
         except OSError:
             os.close(file)

@@ -20,18 +20,19 @@ SENDERS_REMEMBERED = 64
 
 
 class AttemptKey(NamedTuple):
-    """One attempt at one batch."""
+    """One attempt at one batch; of a language model one message of it, known by its position."""
 
     client: str
     route: tuple[str, ...]
     epoch: int
     seq: int
     attempt: int
+    position: int = 0
 
     @classmethod
-    def of(cls, header: Header) -> "AttemptKey":
+    def of(cls, header: Header, position: int = 0) -> "AttemptKey":
         """The key of a message."""
-        return cls(header.client, header.route, *header.batch_id, header.attempt)
+        return cls(header.client, header.route, *header.batch_id, header.attempt, position)
 
 
 class Output(NamedTuple):
@@ -49,13 +50,14 @@ class SeenBatches:
         self._lock = threading.Lock()
         self._low: OrderedDict[str, OrderedDict[tuple[str, int], int]] = OrderedDict()
         self._in_work: dict[AttemptKey, list[Delivery]] = {}
-        self._outputs: OrderedDict[AttemptKey, Output] = OrderedDict()
+        self._outputs: OrderedDict[AttemptKey, tuple[Output, ...]] = OrderedDict()
 
     def is_stale(self, header: Header) -> bool:
         """Note the message's low-watermark; whether the batch lies below the highest one seen.
 
         A message says of itself that its batch is open: one whose watermark is above its own batch
-        is stale, and no watermark to go by.
+        is stale, and no watermark to go by. What a first stage gets back from the last one is also
+        judged by the client's own.
         """
         epoch, seq = header.batch_id
         key = (header.client, epoch)
@@ -70,6 +72,9 @@ class SeenBatches:
                 epochs.popitem(last=False)
             while len(self._low) > SENDERS_REMEMBERED:
                 self._low.popitem(last=False)
+            if header.sender != header.client:
+                own = self._low.get(header.client)
+                low = max(low, own.get(key, 0) if own is not None else 0)
             return seq < max(low, header.low)
 
     def join(self, key: AttemptKey, delivery: Delivery) -> bool:
@@ -80,16 +85,16 @@ class SeenBatches:
             self._in_work[key].append(delivery)
             return True
 
-    def output_of(self, key: AttemptKey) -> Output | None:
-        """The output of this attempt, if it is one of the last few."""
+    def outputs_of(self, key: AttemptKey) -> tuple[Output, ...] | None:
+        """What came of this attempt, if it is one of the last few."""
         with self._lock:
             return self._outputs.get(key)
 
-    def begin(self, key: AttemptKey, delivery: Delivery, output: Output) -> None:
-        """The output is about to be published; ``delivery`` waits for its acknowledgement."""
+    def begin(self, key: AttemptKey, delivery: Delivery, *outputs: Output) -> None:
+        """Outputs are about to be published; ``delivery`` waits for their acknowledgement."""
         with self._lock:
             self._in_work[key] = [delivery]
-            self._outputs[key] = output
+            self._outputs[key] = outputs
             self._outputs.move_to_end(key)
             while len(self._outputs) > self._outputs_kept:
                 self._outputs.popitem(last=False)
@@ -100,7 +105,7 @@ class SeenBatches:
             self._outputs.clear()
 
     def end(self, key: AttemptKey) -> list[Delivery]:
-        """The output is settled; the deliveries that may now be acknowledged."""
+        """The outputs are settled; the deliveries that may now be acknowledged."""
         with self._lock:
             return self._in_work.pop(key, [])
 

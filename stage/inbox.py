@@ -16,12 +16,15 @@ from contract.errors import BrokerError
 from contract.status import EventKind
 from stage.admission import kind_of, unwelcome
 from stage.counters import StageCounters
-from stage.runner import now_us
+from stage.work import now_us
 
 MAX_WAITING = 256
 """Batches and statuses not begun: more than the largest window (client/settings.py). Mosquitto
 2.0.11 forgets the receive maximum after the first acknowledgement (measured: 67 of 100 messages out
 where 3 were allowed; its #2306, fixed in 2.0.13): there, only the window and this number hold."""
+LONGEST_WAIT_S = 1.0
+"""Python handles a signal in the main thread alone, and a blocking call there goes on where the
+kernel gave the signal to another thread, as it does to a process that was just continued."""
 
 Hear = Callable[[Delivery], None]
 
@@ -47,7 +50,9 @@ Item = Received | Delivery | NewPlan | Stop | BrokerError
 
 
 class StageInbox:
-    """One device's queue. ``blob`` and ``command`` go straight on, to threads of their own."""
+    """One device's queue. ``blob`` and ``command`` go straight on, to threads of their own;
+    questions for the time are answered before anything else is heard.
+    """
 
     def __init__(
         self,
@@ -64,6 +69,8 @@ class StageInbox:
         self.on_own_blob: Hear = Delivery.ack
         self.on_blob: Hear = Delivery.ack
         self.on_command: Hear = Delivery.ack
+        self.on_clock: Callable[[Delivery], str | None] = lambda _delivery: None
+        """Answers; says what is wrong with the question, if anything."""
 
     def __len__(self) -> int:
         """How much waits."""
@@ -80,6 +87,8 @@ class StageInbox:
             (self.on_own_blob if own else self.on_blob)(delivery)
         elif kind == "command":
             self.on_command(delivery)
+        elif kind == "clock":
+            self._hear_clock(delivery)
         elif kind == "plan":
             self._hear_plan(delivery)
         elif len(self) >= MAX_WAITING:
@@ -88,6 +97,13 @@ class StageInbox:
             self._queue.put(delivery)
         else:
             self._queue.put(Received(delivery, now_us()))
+
+    def _hear_clock(self, delivery: Delivery) -> None:
+        problem = self.on_clock(delivery)
+        if problem is None:
+            delivery.ack()
+        else:
+            self._reject(delivery, problem)
 
     def _hear_plan(self, delivery: Delivery) -> None:
         with self._lock:
@@ -126,9 +142,9 @@ class StageInbox:
         """Whether a plan was heard that is not served yet."""
         return self._plan is not None or self._is_obeying
 
-    def next(self, timeout_s: float | None = None) -> Item | None:
-        """What is to be done next; None if nothing has come in time."""
+    def next(self, timeout_s: float = LONGEST_WAIT_S) -> Item | None:
+        """What is to be done next; None if nothing has come in time, a second at most."""
         try:
-            return self._queue.get(timeout=timeout_s)
+            return self._queue.get(timeout=min(timeout_s, LONGEST_WAIT_S))
         except queue.Empty:
             return None

@@ -4,8 +4,10 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from contract.command import Fetch
+from contract.decoder import CacheSpec, Decoding
 from contract.errors import (
     EngineError,
     PlanMismatchError,
@@ -15,10 +17,12 @@ from contract.errors import (
     ShardMissingError,
 )
 from contract.plan import Plan, StageSpec
-from contract.tensor_spec import BATCH, Tensors
+from contract.tensor_spec import BATCH, TOKENS, Tensors
 from shards.cache import ShardCache
-from shards.reader import find_copy, find_shard, read_shard
-from stage.engine import Engine, load_engine
+from shards.query_heads import query_heads
+from shards.reader import Shard, find_copy, find_shard, read_shard
+from stage.engine import DecoderEngine, Engine, load_decoder, load_engine
+from stage.machine import memory_limit
 from stage.memory import release_free_memory
 
 log = logging.getLogger(__name__)
@@ -39,10 +43,11 @@ class ShardLoader:
         copy = find_copy(self._shards_dir, fetch.plan_id, fetch.stage_index, fetch.files)
         return copy is not None and copy not in self._damaged
 
-    def load(self, plan: Plan, spec: StageSpec, prepack: bool = True) -> Engine:
+    def load(self, plan: Plan, spec: StageSpec, prepack: bool = True) -> Engine | DecoderEngine:
         """An engine that has run one batch of zeros: its first real batch is as fast as any.
 
-        Weights are prepacked where both the plan (``prepack``) and this device's settings allow it.
+        A language model's has computed one token. Weights are prepacked where both the plan
+        (``prepack``) and this device's settings allow it.
 
         Raises:
             ShardError: no shard of this stage here, or a damaged one. What is damaged in the
@@ -63,15 +68,33 @@ class ShardLoader:
                 f"{error} It was thrown out of the cache: `shardline publish` hands it out anew"
             ) from error
         try:
-            engine = load_engine(self._engine, shard, self._threads, self._prepack and prepack)
             # The first run allocates and packs: it must not be a batch that somebody waits for.
+            if spec.cache is not None and plan.decoding is not None:
+                return self._load_decoder(shard, plan, spec.cache, plan.decoding, prepack)
+            engine = load_engine(self._engine, shard, self._threads, self._prepack and prepack)
             engine.run(_zeros(plan, spec))
         except MemoryError as error:
             raise EngineError(
                 f"stage {spec.stage_index} of plan {plan.plan_id}: not enough memory for a batch "
-                f"of {plan.batch_size} images; plan a smaller batch, or more stages"
+                f"of {plan.batch_size} {'images' if spec.cache is None else 'sequences'}; plan a "
+                "smaller batch, or more stages"
             ) from error
         release_free_memory()
+        return engine
+
+    def _load_decoder(
+        self, shard: Shard, plan: Plan, cache: CacheSpec, decoding: Decoding, prepack: bool
+    ) -> DecoderEngine:
+        spec = plan.stages[shard.manifest.stage_index]
+        engine = load_decoder(
+            self._engine, shard, cache, decoding, self._threads, self._prepack and prepack
+        )
+        release_free_memory()
+        where = f"stage {spec.stage_index} of plan {plan.plan_id}"
+        heads = query_heads(shard.graph_path, at_least=cache.kv_heads)
+        score_bytes = decoding.score_bytes(heads, plan.batch_size)
+        check_caches_fit(where, cache, decoding, score_bytes, available_memory_bytes())
+        engine.step(engine.allocate(1), _zeros(plan, spec, rows=1), 0)
         return engine
 
     def _find(self, plan: Plan, spec: StageSpec) -> Path:
@@ -92,11 +115,39 @@ class ShardLoader:
                 ) from nearby
 
 
-def _zeros(plan: Plan, spec: StageSpec) -> Tensors:
-    """A full batch of nothing for this stage."""
+def available_memory_bytes() -> int:
+    """What this process may still take: of the machine, and of its container."""
+    available = psutil.virtual_memory().available
+    limit, used = memory_limit()
+    return available if limit is None or used is None else min(available, max(0, limit - used))
+
+
+def check_caches_fit(
+    where: str, cache: CacheSpec, decoding: Decoding, score_bytes: int, available_bytes: int
+) -> None:
+    """Caches are made as they are needed: what will not fit is told before anybody waits for it.
+
+    ``score_bytes``: what attention takes beside them while it computes.
+
+    Raises:
+        EngineError: the full caches and one computation need more memory than there is.
+    """
+    needed = cache.bytes_of(decoding)
+    if needed + score_bytes > available_bytes:
+        raise EngineError(
+            f"{where}: not enough memory: the caches of {decoding.sequences} sequences of "
+            f"{decoding.context_tokens:,} tokens need {needed / 1e6:,.0f} MB and attention "
+            f"{score_bytes / 1e6:,.0f} MB, {available_bytes / 1e6:,.0f} MB are available; plan a "
+            "shorter --context, fewer --sequences, a smaller --chunk, or more stages"
+        )
+
+
+def _zeros(plan: Plan, spec: StageSpec, rows: int | None = None) -> Tensors:
+    """A full batch of nothing for this stage, or ``rows``; of a language model one token."""
+    sizes = {BATCH: rows or plan.batch_size, TOKENS: 1}
     return {
         tensor.name: np.zeros(
-            [plan.batch_size if d == BATCH else int(d) for d in tensor.shape], tensor.dtype
+            [d if isinstance(d, int) else sizes[d] for d in tensor.shape], tensor.dtype
         )
         for tensor in spec.inputs
     }

@@ -9,18 +9,18 @@ import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
 from contract.command import Examination
 from stage.cores import available_cores
-from stage.metrics import temperature_celsius
 
 NO_LIMIT_BYTES = 1 << 60
 """cgroup v1 says "no limit" with a number near 2^63."""
 _THROTTLED = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
-_VOLTAGE = "sys/class/hwmon/hwmon*"
+_VOLTAGE, _ALARM = "sys/class/hwmon/hwmon*", "in0_lcrit_alarm"
 _MAX_TEXT = 64 * 1024
 _MAX_COMMAND_LINE = 8192
 
@@ -103,16 +103,37 @@ def has_memory_controller(root: Path = Path("/")) -> bool:
     return (root / "sys/fs/cgroup/memory/memory.limit_in_bytes").exists()
 
 
+def temperature_celsius() -> float | None:
+    """The hottest sensor of the board, or None where it has none."""
+    read = getattr(psutil, "sensors_temperatures", None)  # not on every platform
+    sensors = read() if read is not None else {}
+    values = [entry.current for entries in sensors.values() for entry in entries if entry.current]
+    return max(values) if values else None
+
+
 def throttled(root: Path = Path("/")) -> int | None:
     """The firmware's word on voltage and throttling, see :class:`contract.command.Examination`."""
-    for path in sorted(root.glob(_THROTTLED)):
+    return read_throttled(throttled_files(root))
+
+
+def throttled_files(root: Path = Path("/")) -> list[Path]:
+    """Where this board's firmware tells; empty on a board that is no Raspberry Pi."""
+    files = sorted(root.glob(_THROTTLED))
+    for sensor in sorted(root.glob(_VOLTAGE)):  # what newer kernels have instead: bit 0 alone
+        if _text(sensor / "name") == "rpi_volt":
+            files.append(sensor / _ALARM)
+    return files
+
+
+def read_throttled(files: Iterable[Path]) -> int | None:
+    """The word of the first of :func:`throttled_files` that has one."""
+    for path in files:
+        if path.name == _ALARM:
+            return _number(path)
         try:
             return int(_text(path) or "", 16)
         except ValueError:
             continue
-    for sensor in sorted(root.glob(_VOLTAGE)):  # what newer kernels have instead: bit 0 alone
-        if _text(sensor / "name") == "rpi_volt":
-            return _number(sensor / "in0_lcrit_alarm")
     return None
 
 

@@ -23,9 +23,8 @@ from contract.command import LinkProbe, Measure, Measured, Measuring, Timings
 from contract.errors import EngineError, ShardError, ShardlineError
 from shards.cache import SPARE_BYTES, ShardCache
 from shards.manifest import GRAPH_FILE
-from stage.machine import throttled
+from stage.machine import temperature_celsius, throttled
 from stage.measure_job import Job, Outcome, read_outcome
-from stage.metrics import temperature_celsius
 
 PROGRESS_INTERVAL_S = 2.0
 LIMIT_S = 900.0

@@ -5,15 +5,10 @@ import time
 import psutil
 
 from contract.metrics import DeviceMetrics
+from stage.caches import CacheUsage
 from stage.counters import StageCounters
-
-
-def temperature_celsius() -> float | None:
-    """The hottest sensor of the board, or None where it has none."""
-    read = getattr(psutil, "sensors_temperatures", None)  # not on every platform
-    sensors = read() if read is not None else {}
-    values = [entry.current for entries in sensors.values() for entry in entries if entry.current]
-    return max(values) if values else None
+from stage.machine import temperature_celsius
+from stage.throttling import Throttling
 
 
 class DeviceMeter:
@@ -23,6 +18,7 @@ class DeviceMeter:
         self._device, self._counters = device, counters
         self._process = psutil.Process()
         self._process.cpu_percent()  # the first call only sets the mark
+        self._throttling = Throttling()
         self._started = self._last_time = time.monotonic()
         self._last = counters.snapshot()
 
@@ -34,8 +30,9 @@ class DeviceMeter:
         shard: str,
         queue_depth: int,
         reconnects: int,
+        caches: CacheUsage | None = None,
     ) -> DeviceMetrics:
-        """Rates and means cover the time since the last call."""
+        """Rates and means cover the time since the last call. ``caches``: of a language model."""
         now, totals = time.monotonic(), self._counters.snapshot()
         interval_s = max(now - self._last_time, 1e-6)
         recent = totals.minus(self._last)
@@ -68,6 +65,11 @@ class DeviceMeter:
             rss_bytes=self._process.memory_info().rss,
             memory_available_bytes=psutil.virtual_memory().available,
             temperature_celsius=temperature_celsius(),
+            throttled=self._throttling.words(),
+            tokens_per_s=None if caches is None else round(recent.tokens / interval_s, 2),
+            cache_bytes=None if caches is None else caches.size_bytes,
+            cache_sequences=None if caches is None else caches.sequences,
+            cache_evictions_total=None if caches is None else caches.evictions,
         )
 
 

@@ -7,68 +7,29 @@ nothing that arrives can end the loop. Specification: docs/adr/0005 and docs/wir
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from functools import partial
 
 from broker.transport import Connection, Delivery, PublishOutcome
 from contract import topics
-from contract.activation import Activation, Header, Hop, decode, encode
-from contract.codec import compress, expand, wire_specs
-from contract.errors import (
-    BrokerError,
-    EngineError,
-    MessageTooLargeError,
-    TensorMismatchError,
-    WireFormatError,
-)
+from contract.activation import Activation, Header, decode
+from contract.errors import BrokerError, EngineError, MessageTooLargeError, WireFormatError
 from contract.nack import Nack, NackReason
-from contract.plan import Plan, StageSpec
 from contract.status import EventKind
-from contract.tensor_spec import Tensors, check_tensors
+from stage.caches import CacheUsage
 from stage.counters import StageCounters
 from stage.crash_marker import Batch, CrashMarker
+from stage.decoder_work import DecoderWork
 from stage.dedup import AttemptKey, Output, SeenBatches
-from stage.engine import Engine
+from stage.image_work import ImageWork
+from stage.settling import when_all_are_settled
+from stage.work import LoadedStage as LoadedStage  # who loads a runner makes these
+from stage.work import RefusedError, Work
 
 Report = Callable[[EventKind, str], None]
 MAX_DEATHS = 2
 """A batch in work at so many deaths of this device is not tried again: one may be bad luck."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedStage:
-    """A stage of a plan with its shard in memory, its weights prepacked if the plan says so.
-
-    ``earlier_feeders``: devices of the stage before, as this plan was placed earlier. Batches of
-    theirs may still be on their way.
-    """
-
-    plan: Plan
-    spec: StageSpec
-    engine: Engine
-    max_message_bytes: int
-    prepack: bool = True
-    earlier_feeders: frozenset[str] = frozenset()
-
-    @property
-    def feeders(self) -> frozenset[str]:
-        """Devices that inputs come from; none for the first stage, which clients feed."""
-        index = self.spec.stage_index
-        before = self.plan.placement[index - 1 : index] if index else ()
-        now = frozenset(replica.device for place in before for replica in place.replicas)
-        return self.earlier_feeders | now
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the output is the result."""
-        return self.spec.stage_index + 1 == self.plan.num_stages
-
-
-def now_us() -> int:
-    """This device's Unix time in microseconds, for traces only: no decision rests on it."""
-    return time.time_ns() // 1000
 
 
 class StageRunner:
@@ -90,6 +51,7 @@ class StageRunner:
         self._seen = SeenBatches(outputs_kept=receive_maximum)
         self._marker = marker or CrashMarker(None)
         self._loaded: LoadedStage | None = None
+        self._work: Work | None = None
 
     @property
     def loaded(self) -> LoadedStage | None:
@@ -97,10 +59,25 @@ class StageRunner:
         return self._loaded
 
     def load(self, loaded: LoadedStage | None) -> None:
-        """Serve this stage from now on, or (``None``) refuse everything as not ready."""
-        self._loaded = loaded
+        """Serve this stage from now on, or (``None``) refuse everything as not ready.
+
+        The same engine as before keeps its caches: the plan was only placed anew.
+        """
+        self._loaded, before = loaded, self._work
         if loaded is None:
+            self._work = None
             self._seen.forget_outputs()
+        elif loaded.spec.cache is None:
+            self._work = ImageWork(self._device, self._cluster, loaded)
+        else:
+            earlier = before if isinstance(before, DecoderWork) else None
+            self._work = DecoderWork(self._device, self._cluster, loaded, earlier)
+
+    @property
+    def cache_usage(self) -> CacheUsage | None:
+        """Of a language model's stage. Any thread may ask."""
+        work = self._work
+        return work.usage if isinstance(work, DecoderWork) else None
 
     def close(self) -> None:
         """No batch comes any more."""
@@ -129,11 +106,17 @@ class StageRunner:
         if refusal is not None:
             self._refuse(header, *refusal, [delivery])
             return
-        key = AttemptKey.of(header)
+        work = self._work
+        assert work is not None  # else it was refused
+        try:
+            key = work.key_of(header)
+        except WireFormatError as error:
+            self._refuse(header, NackReason.INVALID, str(error), [delivery])
+            return
         if self._seen.join(key, delivery):
             self._counters.add(duplicates=1)
             return
-        known = self._seen.output_of(key)
+        known = self._seen.outputs_of(key)
         if known is not None:
             self._counters.add(duplicates=1)
             self._publish(key, header, delivery, known)
@@ -158,12 +141,17 @@ class StageRunner:
             return NackReason.PLAN_MISMATCH, (
                 f"expected plan {plan_id}, got {header.plan_id:.40} on topic of {address.plan_id}"
             )
-        if header.stage_index != index or address.stage_index != index:
+        # Tokens come back to the first stage by the edge that results travel by: no device may
+        # write to the topics of the first one (deploy/acl.py).
+        comes_back = not index and ("returned", 1) in header.scalars
+        edge = loaded.plan.num_stages if comes_back else index
+        if header.stage_index != index or address.stage_index != edge:
             return NackReason.MISROUTED, f"expected stage {index}, got {header.stage_index}"
         if len(header.route) != loaded.plan.num_stages or header.route[index] != self._device:
             return NackReason.MISROUTED, f"route {header.route!r:.200} does not lead through here"
-        if index and address.sender not in loaded.feeders:
-            return NackReason.MISROUTED, f"{address.sender} does not serve stage {index - 1}"
+        if (index or comes_back) and address.sender not in loaded.feeders:
+            before = (index - 1) % loaded.plan.num_stages
+            return NackReason.MISROUTED, f"{address.sender} does not serve stage {before}"
         codec = loaded.plan.codec_of_edge(index)
         if header.codec != codec:
             return (
@@ -177,85 +165,78 @@ class StageRunner:
     def _run(
         self, key: AttemptKey, activation: Activation, delivery: Delivery, received_us: int
     ) -> None:
-        loaded, header = self._loaded, activation.header
-        assert loaded is not None
-        spec, where = loaded.spec, f"stage {loaded.spec.stage_index} on {self._device}"
-        batch = Batch.of(header)
-        self._marker.begin(batch)
+        header, work = activation.header, self._work
+        assert work is not None
+        batch, position = Batch.of(header), max(0, key.position)
+        self._marker.begin(batch, position)
+        was_computed = False  # a copy was not, nor what is refused before
         try:
-            # Before anything is allocated: small inputs of many images may be large further on.
-            images = _count_images(f"{where}, input", loaded, header, activation.tensors)
-            # What the codecs do lies outside of started to finished: that is the engine's time.
-            inputs = expand(header.codec, spec.inputs, activation.tensors, f"{where}, input")
-            started_us, started = now_us(), time.perf_counter()
-            outputs = loaded.engine.run(inputs)
-            answered = check_tensors(f"{where}, output", spec.outputs, outputs)
-            if answered != images:
-                raise EngineError(f"{where}: {images} images went in, {answered} came out")
-            finished_us, compute_s = now_us(), time.perf_counter() - started
-            outputs = _compressed(where, spec, outputs)
+            done = work.run(activation, received_us)
+            was_computed = bool(done.counts.get("batches"))
         except WireFormatError as error:
             self._refuse(header, NackReason.INVALID, str(error), [delivery])
             return
         except EngineError as error:
+            was_computed = True
             self._refuse(header, NackReason.ENGINE_FAILED, str(error), [delivery])
             return
-        finally:
-            self._marker.end(batch)
-        self._counters.add(
-            batches=1,
-            images=images,
-            compute_s=compute_s,
-            wait_s=max(0, started_us - received_us) / 1e6,
-        )
-        hop = Hop(received_us, started_us, finished_us, 0)
-        self._publish(key, header, delivery, self._output(loaded, header, hop, outputs))
-
-    def _output(self, loaded: LoadedStage, header: Header, hop: Hop, outputs: Tensors) -> Output:
-        index = loaded.spec.stage_index + 1
-        sent_us = now_us()
-        onward = replace(
-            header,
-            stage_index=index,
-            codec=loaded.spec.codec,
-            sent_us=sent_us,
-            trace=(*header.trace, hop._replace(sent_us=sent_us)),
-        )
-        if loaded.is_last:
-            topic = topics.result_topic(self._cluster, header.client, self._device)
-        else:
-            topic = topics.input_topic(
-                self._cluster, header.route[index], header.plan_id, index, self._device
-            )
-        return Output(topic, encode(onward, outputs))
-
-    def _publish(self, key: AttemptKey, header: Header, delivery: Delivery, output: Output) -> None:
-        self._seen.begin(key, delivery, output)
-        published_at = time.perf_counter()
-        try:
-            future = self._connection.publish(output.topic, output.payload)
-        except MessageTooLargeError as error:
-            self._refuse(header, NackReason.PUBLISH_REFUSED, str(error), self._seen.end(key))
+        except RefusedError as error:
+            self._refuse(header, error.reason, str(error), [delivery])
             return
-        self._counters.add(bytes_out=len(output.payload))
-        future.add_done_callback(partial(self._published, key, header, published_at))
+        finally:
+            self._marker.end(batch, position, is_survived=was_computed)
+        self._counters.add(**done.counts)
+        self._publish(key, header, delivery, done.outputs)
+
+    def _publish(
+        self, key: AttemptKey, header: Header, delivery: Delivery, outputs: Iterable[Output]
+    ) -> None:
+        work = self._work
+        if work is not None and work.answers_again:
+            outputs = tuple(outputs)
+            self._seen.begin(key, delivery, *outputs)
+        else:
+            self._seen.begin(key, delivery)
+        published_at = time.perf_counter()
+        sent, futures = list[Output](), []
+        for output in outputs:
+            sent.append(output)
+            try:
+                futures.append(self._connection.publish(output.topic, output.payload))
+            except MessageTooLargeError as error:
+                self._refuse(header, NackReason.PUBLISH_REFUSED, str(error), self._seen.end(key))
+                return
+            self._counters.add(bytes_out=len(output.payload))
+        when_all_are_settled(
+            futures, partial(self._published, key, header, published_at, sent, futures)
+        )
 
     # From here on: called on the network thread, so nothing may wait.
 
     def _published(
-        self, key: AttemptKey, header: Header, published_at: float, future: Future[PublishOutcome]
+        self,
+        key: AttemptKey,
+        header: Header,
+        published_at: float,
+        outputs: Sequence[Output],
+        futures: Sequence[Future[PublishOutcome]],
     ) -> None:
-        self._counters.add(published=1, publish_s=time.perf_counter() - published_at)
+        if outputs:
+            self._counters.add(published=1, publish_s=time.perf_counter() - published_at)
         deliveries = self._seen.end(key)
-        error = future.exception()
-        if error is not None:
-            self._refuse(header, NackReason.PUBLISH_REFUSED, str(error), deliveries)
-        elif future.result() is PublishOutcome.NO_SUBSCRIBER:
-            hop = header.stage_index + 1
-            to = header.route[hop] if hop < len(header.route) else header.client
-            self._refuse(header, NackReason.NO_SUBSCRIBER, f"nobody listens as {to}", deliveries)
-        else:
-            _acknowledge(deliveries)
+        for output, future in zip(outputs, futures, strict=True):
+            error = future.exception()
+            if error is not None:
+                self._refuse(header, NackReason.PUBLISH_REFUSED, str(error), deliveries)
+                return
+            if future.result() is PublishOutcome.NO_SUBSCRIBER:
+                work = self._work
+                if work is not None:
+                    work.undelivered(key, output)
+                detail = f"nobody listens as {topics.parse_topic(output.topic).to}"
+                self._refuse(header, NackReason.NO_SUBSCRIBER, detail, deliveries)
+                return
+        _acknowledge(deliveries)
 
     def _reject(self, delivery: Delivery, detail: str) -> None:
         """A message that names no client we could answer: count, report, let the broker forget."""
@@ -288,29 +269,6 @@ class StageRunner:
             _acknowledge(deliveries)  # the client's deadline covers what it cannot be told
             return
         future.add_done_callback(lambda _done: _acknowledge(deliveries))
-
-
-def _count_images(where: str, loaded: LoadedStage, header: Header, tensors: Tensors) -> int:
-    """How many images an input holds: at most as many as the plan was made for.
-
-    Raises:
-        TensorMismatchError: these are not the tensors that the plan names, or are too many images.
-    """
-    images = check_tensors(where, wire_specs(header.codec, loaded.spec.inputs), tensors)
-    if images > loaded.plan.batch_size:
-        raise TensorMismatchError(
-            f"{where}: {images:,} images, plan {loaded.plan.plan_id} was made for at most "
-            f"{loaded.plan.batch_size:,}"
-        )
-    return images
-
-
-def _compressed(where: str, spec: StageSpec, outputs: Tensors) -> Tensors:
-    """Outputs as they travel. Values that the codec cannot carry are the engine's failure."""
-    try:
-        return compress(spec.codec, outputs)
-    except WireFormatError as error:
-        raise EngineError(f"{where}, output: {error}") from error
 
 
 def _acknowledge(deliveries: list[Delivery]) -> None:
