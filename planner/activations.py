@@ -8,14 +8,16 @@ from planner.graph import SegmentedGraph
 from planner.onnx_graph import node_inputs
 
 
-def peak_activation_bytes(graph: SegmentedGraph, batch_size: int) -> list[int]:
+def peak_activation_bytes(graph: SegmentedGraph, batch_size: int, tokens: int = 1) -> list[int]:
     """For each segment, the most bytes that its live tensors take at once, at a batch size.
+
+    ``tokens``: of each sequence, where the model takes tokens.
 
     A tensor is live from the node that makes it to the last one that reads it, in graph order. An
     engine may do better by computing in place, and worse by keeping what it has allocated.
     """
     sizes = {
-        name: math.prod(tensor.size(batch_size))
+        name: math.prod(tensor.size(batch_size, tokens))
         * (4 if tensor.dtype is None else np.dtype(tensor.dtype).itemsize)
         for name, tensor in graph.model.tensors.items()
     }

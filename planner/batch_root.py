@@ -15,6 +15,15 @@ from planner.probe import ProbedTensor
 ROOT = "shardline/batch_size"
 """Name of the tensor, int64 (1,), that all shape arithmetic starts from."""
 
+TOKENS_ROOT = "shardline/num_tokens"
+"""The same of how many tokens a step has, where a model takes tokens."""
+ROOTS = (ROOT, TOKENS_ROOT)
+
+
+def tokens_root_node(input_name: str) -> NodeProto:
+    """Reads the number of tokens from the second dimension of a stage's input."""
+    return helper.make_node("Shape", [input_name], [TOKENS_ROOT], start=1, end=2)
+
 
 def root_node(input_name: str) -> NodeProto:
     """Reads the batch size from the leading dimension of a stage's input."""

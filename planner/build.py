@@ -67,7 +67,7 @@ def build_plan(
     with atomic_folder(request.out_dir / request.name) as folder:
         for number, choice in enumerate(choices):
             progress("writing shards", number / len(choices))
-            plan = _write(graph, request, choice, folder)
+            plan = write_shards(graph, request, choice, folder)
             progress("verifying the written shards", 0.0)
             comparison = verify_shards(folder, plan, imported.reference, request.threads)
             check = None
@@ -83,7 +83,7 @@ def build_plan(
             raise VerificationError(f"plan {request.name}: no choice of codecs is accurate enough")
         verification = describe(comparison, imported.reference_name, check)
         plan = plan.model_copy(update={"verification": verification})
-        plan = _placed(plan, graph, request, choice)
+        plan = place_choice(plan, graph, request, choice)
         save_plan(plan, folder)
         progress("verifying the written shards", 1.0)
     return plan
@@ -103,7 +103,7 @@ def engine_versions() -> dict[str, str]:
     }
 
 
-def _write(graph: SegmentedGraph, request: PlanRequest, choice: Choice, folder: Path) -> Plan:
+def write_shards(graph: SegmentedGraph, request: PlanRequest, choice: Choice, folder: Path) -> Plan:
     """Write the shards of a choice; the plan, not yet verified or placed."""
     stages = split_graph(graph, choice.decision.boundaries)
     problem = choice.decision.problem
@@ -120,7 +120,7 @@ def _write(graph: SegmentedGraph, request: PlanRequest, choice: Choice, folder: 
     return plan
 
 
-def _placed(plan: Plan, graph: SegmentedGraph, request: PlanRequest, choice: Choice) -> Plan:
+def place_choice(plan: Plan, graph: SegmentedGraph, request: PlanRequest, choice: Choice) -> Plan:
     """The plan on its devices, if they are known, with what it is expected to do there."""
     problem = choice.decision.problem
     plan = plan.model_copy(update={"segments": segment_curve(graph, problem)})
@@ -178,6 +178,7 @@ def _stage_spec(
         weight_bytes=stage.weight_bytes,
         flops_per_image=stage.flops_per_image,
         predicted_ms_per_batch=None if predicted_ms is None else round(predicted_ms, 4),
+        cache=stage.cache,
     )
 
 
@@ -200,12 +201,13 @@ def _assemble_plan(
     )
     info = graph.model.info
     return Plan(
-        plan_id=compute_plan_id(info.digest, specs),
+        plan_id=compute_plan_id(info.digest, specs, graph.model.decoding, request.batch_size),
         name=request.name,
         model=info,
         batch_size=request.batch_size,
         stages=tuple(specs),
         tied_weights=tied_weights,
+        decoding=graph.model.decoding,
         verified_with=engine_versions(),
         verification=unverified,
     )

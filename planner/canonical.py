@@ -10,14 +10,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from safetensors.numpy import save_file
 
+from contract.decoder import CacheSpec, Decoding
 from contract.errors import ModelError
 from contract.plan import ImageInput, ModelInfo, TensorInput
-from contract.tensor_spec import BATCH, TensorSpec
+from contract.tensor_spec import BATCH, DType, TensorSpec
 from planner.batch_root import rewrite_shapes, root_node
 from planner.fold import fold, read_initializers
 from planner.importers.imported_model import ImportedModel
@@ -34,7 +36,7 @@ from planner.onnx_graph import (
     to_bytes,
 )
 from planner.prefix import IMAGE, NORMALISED, normalisation
-from planner.probe import ProbedTensor, probe
+from planner.probe import probe
 from planner.progress import Progress, silent
 from planner.scratch import ScratchFolder
 from shards.manifest import GRAPH_FILE, WEIGHTS_FILE
@@ -44,13 +46,29 @@ from shards.writer import ByteRange, describe_file
 FOLDED = "folded.onnx"
 
 
+class TensorShape(Protocol):
+    """What is known of a tensor's type and dimensions."""
+
+    @property
+    def dtype(self) -> DType | None:
+        """None where a message could not carry it."""
+
+    def spec(self, name: str) -> TensorSpec | None:
+        """As a spec, unless a dimension follows no rule."""
+
+    def size(self, batch_size: int, tokens: int = 1) -> tuple[int, ...]:
+        """Concrete dimensions."""
+
+
 @dataclass(frozen=True)
 class CanonicalModel:
     """The whole model as one shard in a scratch folder.
 
     ``weights`` are mapped from the shard's file, ``places`` says where in it they lie. ``tensors``
-    has the measured shape of every activation. The preprocessing is the first ``prefix_nodes``
-    nodes that compute an activation.
+    has the shape of every activation. The preprocessing is the first ``prefix_nodes`` nodes that
+    compute an activation. ``inputs`` and ``outputs`` are what messages bring and take; a language
+    model has ``decoding`` and, for all its layers, ``cache``, whose inputs and outputs of the graph
+    come beside (see contract/decoder.py).
     """
 
     info: ModelInfo
@@ -58,11 +76,13 @@ class CanonicalModel:
     graph: ModelProto
     weights: Mapping[str, Array]
     places: Mapping[str, ByteRange]
-    tensors: Mapping[str, ProbedTensor]
+    tensors: Mapping[str, TensorShape]
     scopes: Mapping[str, str]
     prefix_nodes: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    decoding: Decoding | None = None
+    cache: CacheSpec | None = None
 
     @property
     def shard_path(self) -> Path:
@@ -245,7 +265,7 @@ def _assemble(
     return make_model(draft.nodes, draft.inputs, outputs, initializers, draft.opsets)
 
 
-def _output_spec(model: str, name: str, tensors: Mapping[str, ProbedTensor]) -> TensorSpec:
+def _output_spec(model: str, name: str, tensors: Mapping[str, TensorShape]) -> TensorSpec:
     spec = tensors[name].spec(name) if name in tensors else None
     if spec is None or spec.shape[:1] != (BATCH,):
         raise ModelError(

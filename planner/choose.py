@@ -134,6 +134,8 @@ def rules_of(graph: SegmentedGraph, request: PlanRequest) -> Rules:
 
 def with_codecs(problem: Problem, graph: SegmentedGraph, codecs: Mapping[int, Codec]) -> Problem:
     """The same problem with these inner edges in other codecs than float32."""
+    if graph.model.decoding is not None:
+        return problem  # hidden states travel as they are
     travel, work = list(problem.edge_bytes), list(problem.edge_work_bytes or problem.edge_bytes)
     for edge, codec in codecs.items():
         spec = graph.cuts[edge - 1].spec

@@ -8,14 +8,16 @@ Pure functions of :mod:`planner.problem`. The model, in one place:
 - The replicas of a stage share its batches by their rates, so a stage's rate is their sum.
 - The broker is one shared link: every edge of every batch crosses its card in and out.
 - The client sends every input and receives every result.
+- A token of a sequence can only follow the one before, so where a language model's sequences are
+  few, a plan waits for them, however many devices it has.
 - The slowest of all these is the bottleneck, and its rate is the plan's.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from planner.problem import DeviceCosts, Problem, RelayCosts, StageChoice
+from planner.problem import ClientCosts, DeviceCosts, Problem, RelayCosts, StageChoice
 
 RELAY_MS_PER_MESSAGE = 0.8
 RELAY_MS_PER_BYTE = 5.5e-6
@@ -79,8 +81,9 @@ def memory_bytes(
 ) -> int:
     """Peak memory of the process of a device that serves segments ``first`` to ``end``.
 
-    The engine's base, the weights (and a second, reordered copy when prepacked), the largest
-    activations of any segment, and the inputs and outputs of the batches in hand.
+    The engine's base, the weights (and a second, reordered copy when prepacked), what is kept
+    between batches, the largest activations of any segment, and the inputs and outputs of the
+    batches in hand.
     """
     weights = sum(problem.weight_bytes[first:end])
     packed = weights * (device.packing_factor if prepack else 1.0)
@@ -88,6 +91,7 @@ def memory_bytes(
     return round(
         device.base_bytes
         + packed
+        + problem.state(first, end)
         + max(problem.activation_bytes[first:end])
         + problem.window_batches * messages
     )
@@ -159,12 +163,29 @@ def client_rate(problem: Problem) -> float:
     return 1e3 / max(busy_ms, 1e-9)
 
 
+def round_ms(problem: Problem, stages: Sequence[StageChoice]) -> float:
+    """Time from one token of a sequence to the next in an idle pipeline: through all stages, and
+    from the last by the broker back to the first. The client only hears of it.
+
+    Infinite where a stage does not fit its device.
+    """
+    return latency_ms(replace(problem, client=ClientCosts()), stages)
+
+
+def in_flight_rate(problem: Problem, stages: Sequence[StageChoice]) -> float:
+    """Batches a second that so few in flight can make; infinite where there is no such bound."""
+    if problem.batches_in_flight is None:
+        return math.inf
+    return problem.batches_in_flight * 1e3 / max(round_ms(problem, stages), 1e-9)
+
+
 def batches_per_s(problem: Problem, stages: Sequence[StageChoice]) -> float:
     """The rate of a plan: that of its bottleneck; 0 where a stage does not fit its device."""
     return min(
         *(stage_rate(problem, stage) for stage in stages),
         broker_rate(problem, cut_edges(stages)),
         client_rate(problem),
+        in_flight_rate(problem, stages),
     )
 
 
@@ -176,6 +197,8 @@ def bottleneck(problem: Problem, stages: Sequence[StageChoice]) -> str:
     }
     rates["the broker's link"] = broker_rate(problem, cut_edges(stages))
     rates["the client"] = client_rate(problem)
+    few = f"the number of sequences (batches in flight: {problem.batches_in_flight})"
+    rates[few] = in_flight_rate(problem, stages)
     return min(rates, key=lambda name: rates[name])
 
 

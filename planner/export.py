@@ -109,14 +109,19 @@ def export_module(
 
 def read_scopes(path: Path) -> dict[str, str]:
     """The module that computes each tensor, as the exporter noted it in the graph's metadata."""
+    return scopes_of(onnx.load(path, load_external_data=False), "module")
+
+
+def scopes_of(model: onnx.ModelProto, wrapper: str) -> dict[str, str]:
+    """The same of a graph in memory; ``wrapper`` is our own module's name for the model in it."""
     scopes = {}
-    for node in onnx.load(path, load_external_data=False).graph.node:
+    for node in model.graph.node:
         for entry in node.metadata_props:
             if entry.key == _SCOPES_KEY:
                 # ['', 'layer1', 'layer1.0', 'layer1.0.relu', 'relu_1']: modules, then the operator
                 *modules, _ = ast.literal_eval(entry.value)
                 scope = modules[-1] if modules else ""
-                scope = "" if scope == "module" else scope.removeprefix("module.")
+                scope = "" if scope == wrapper else scope.removeprefix(f"{wrapper}.")
                 scopes.update(dict.fromkeys(node.output, scope))
     return scopes
 

@@ -26,7 +26,7 @@ def node_flops(node: NodeProto, shapes: Mapping[str, Shape]) -> int:
             return 2 * output_elements * math.prod(second[1:])
         case "ConvTranspose":  # weights (C, M / group, kernel…)
             return 2 * math.prod(first) * math.prod(second[1:])
-        case "MatMul":  # (…, K) by (K, …)
+        case "MatMul" | "MatMulNBits":  # (…, K) by (K, …), or by the same in blocks
             return 2 * output_elements * first[-1]
         case "Gemm":
             transposed = any(a.name == "transA" and a.i for a in node.attribute)

@@ -11,10 +11,11 @@ from itertools import pairwise
 
 from onnx import NodeProto
 
-from contract.tensor_spec import BATCH, TensorSpec
-from planner.batch_root import ROOT
+from contract.tensor_spec import BATCH, TOKENS, TensorSpec
+from planner.batch_root import ROOTS
 from planner.canonical import CanonicalModel
 from planner.flops import node_flops
+from planner.language.state import is_attention
 from planner.onnx_graph import node_inputs
 
 CUT_DTYPES = ("float32", "float16", "float64")
@@ -90,6 +91,8 @@ def segment_graph(model: CanonicalModel) -> SegmentedGraph:
         for position, name in single_live_tensors(body, model.inputs[0].name, output_names)
         if position > model.prefix_nodes and name in specs and _may_travel(specs[name])
     )
+    if model.cache is not None:
+        cuts = between_blocks(cuts, body)
     bounds = [0, *(cut.position for cut in cuts), len(body)]
     output_bytes = [cut.spec.bytes_per_image for cut in cuts]
     output_bytes.append(sum(spec.bytes_per_image for spec in model.outputs))
@@ -111,6 +114,25 @@ def segment_graph(model: CanonicalModel) -> SegmentedGraph:
     return SegmentedGraph(model, tuple(body), derived, cuts, tuple(segments))
 
 
+def between_blocks(cuts: Sequence[CutPoint], body: Sequence[NodeProto]) -> tuple[CutPoint, ...]:
+    """Of a language model's cut points the last before each attention but the first.
+
+    There a block begins: so every stage has a layer of its own, with its cache, and what travels is
+    one hidden state, (batch, tokens, hidden).
+    """
+    attentions = [at for at, node in enumerate(body) if is_attention(node)]
+    kept = []
+    for before, after in pairwise(attentions):
+        between = [
+            cut
+            for cut in cuts
+            if before < cut.position <= after and cut.spec.shape[:2] == (BATCH, TOKENS)
+        ]
+        if between and len(between[-1].spec.shape) == 3 and between[-1].spec.dtype == "float32":
+            kept.append(between[-1])
+    return tuple(kept)
+
+
 def edge_bytes(graph: SegmentedGraph, batch_size: int) -> list[int]:
     """Bytes of a batch before the first segment, at every cut, and after the last segment."""
     entering = sum(spec.bytes_per_image for spec in graph.model.inputs)
@@ -130,7 +152,7 @@ def split_derived(
     body: list[NodeProto] = []
     derived: dict[str, NodeProto] = {}
     for node in nodes:
-        if ROOT not in node.output and active.intersection(node_inputs(node)):
+        if not active.isdisjoint(node_inputs(node)) and set(ROOTS).isdisjoint(node.output):
             body.append(node)
             active.update(node.output)
         else:
@@ -172,7 +194,7 @@ def needed_constants(nodes: Sequence[NodeProto], derived: Mapping[str, NodeProto
         name = pending.pop()
         if name not in names:
             names.add(name)
-            if name in derived and name != ROOT:
+            if name in derived and name not in ROOTS:
                 pending.extend(node_inputs(derived[name]))
     return names
 

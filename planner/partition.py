@@ -5,14 +5,22 @@ Which solver answers is decided here, by the method and the size; what they have
 """
 
 import itertools
+from contextlib import suppress
+from dataclasses import replace
 
 from contract.errors import PartitionError
-from planner.cost_model import batches_per_s, latency_ms
-from planner.problem import Problem, Solution, StageChoice
+from planner.cost_model import batches_per_s, in_flight_rate, latency_ms
+from planner.problem import ClientCosts, Problem, Solution, StageChoice
 from planner.rules import Objective, Rules
 from planner.solver.baselines import even, greedy
-from planner.solver.bounded import bounded_fastest, bounded_quickest, rate_bound
+from planner.solver.bounded import (
+    bounded_fastest,
+    bounded_quickest,
+    rate_bound,
+    without_the_needless,
+)
 from planner.solver.exact import (
+    EQUAL,
     Form,
     fastest,
     is_exact_size,
@@ -39,6 +47,52 @@ def partition(problem: Problem, rules: Rules) -> Solution:
     Raises:
         PartitionError: the rules contradict themselves, or nothing fits; it says what would.
     """
+    if problem.batches_in_flight is None:
+        return _partition(problem, rules)
+    unbound = _partition(replace(problem, batches_in_flight=None), rules)
+    if rules.objective == "latency" or in_flight_rate(problem, unbound.stages) >= unbound.value:
+        return unbound
+    return _with_few_in_flight(problem, rules, unbound)
+
+
+def _with_few_in_flight(problem: Problem, rules: Rules, unbound: Solution) -> Solution:
+    """A good plan, not always the best, where it waits for its batches; its bound holds.
+
+    Of more devices than batches some always wait, and with one batch the quickest round is the best
+    plan; between the two ends lies the plan that reaches the highest rate of all.
+
+    Args:
+        problem: with a bound of batches in flight.
+        rules: for the objective throughput.
+        unbound: the solution without that bound, which it does not reach.
+    """
+    most = problem.batches_in_flight
+    assert most is not None
+    free = replace(problem, batches_in_flight=None)
+    found, bound = [unbound.stages], unbound.bound
+    if rules.method == "exact":
+        fewer = most if rules.max_devices is None else min(most, rules.max_devices)
+        with suppress(PartitionError):  # so few cannot hold the model, or so many stages
+            found.append(_partition(free, replace(rules, max_devices=fewer)).stages)
+        no_client = replace(free, client=ClientCosts())
+        quickest_round = _partition(no_client, replace(rules, objective="latency"))
+        found.append(quickest_round.stages)
+        bound = min(bound, most * 1e3 / max(quickest_round.bound, 1e-9))
+    rates = [batches_per_s(problem, stages) for stages in found]
+    good = [
+        stages
+        for stages, rate in zip(found, rates, strict=True)
+        if rate >= max(rates) * (1 - EQUAL)
+    ]
+    fewest = min(good, key=lambda stages: sum(len(stage.devices) for stage in stages))
+    if rules.method == "exact":
+        fewest = without_the_needless(problem, fewest)
+    value = batches_per_s(problem, fewest)
+    return Solution(fewest, value, max(value, bound))
+
+
+def _partition(problem: Problem, rules: Rules) -> Solution:
+    """As :func:`partition`, for any number of batches in flight."""
     form = form_of(problem, rules)
     if rules.method == "exact":
         found = solve(problem, form, rules.objective, rules.seconds)

@@ -42,8 +42,12 @@ class ProbedTensor(NamedTuple):
             return None
         return TensorSpec.model_validate({"name": name, "dtype": self.dtype, "shape": tuple(shape)})
 
-    def size(self, batch_size: int) -> tuple[int, ...]:
-        """Concrete dimensions at a batch size; one that follows no rule counts as 1."""
+    def size(self, batch_size: int, tokens: int = 1) -> tuple[int, ...]:
+        """Concrete dimensions at a batch size; one that follows no rule counts as 1.
+
+        Such a tensor has no ``tokens``.
+        """
+        assert tokens == 1
         return tuple(1 if dim is None else dim[0] * batch_size ** dim[1] for dim in self.dims)
 
 

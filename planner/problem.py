@@ -7,6 +7,7 @@ inputs, edge ``num_segments`` the results.
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 MB = 1_000_000
 
@@ -98,6 +99,10 @@ class Problem:
     edge counts for the processors at its two ends; more than travel where a codec has to be
     applied, and None where none is. ``edge_cut_bytes``: what the engines at its two ends have to
     write and read if a cut is there, whatever the codec; None where that is what travels.
+    ``state_bytes``: what each segment keeps between batches, whatever the engine does with weights:
+    a language model's caches, and ``state_words`` says of what. ``unit`` is what a batch has.
+    ``batches_in_flight``: how many there can be at once, however large a window is; each comes
+    again when it is through, without the client. None where the client feeds as many as it likes.
     """
 
     devices: tuple[DeviceCosts, ...]
@@ -110,11 +115,23 @@ class Problem:
     window_batches: int = 3
     edge_work_bytes: tuple[int, ...] | None = None
     edge_cut_bytes: tuple[int, ...] | None = None
+    state_bytes: tuple[int, ...] | None = None
+    state_words: str = ""
+    unit: Literal["image", "token"] = "image"
+    batches_in_flight: int | None = None
 
     @property
     def num_segments(self) -> int:
         """How many segments there are to share out."""
         return len(self.weight_bytes)
+
+    def possible_window(self, window: int) -> int:
+        """So many batches in flight, or as many as there can be."""
+        return window if self.batches_in_flight is None else min(window, self.batches_in_flight)
+
+    def state(self, first: int, end: int) -> int:
+        """Bytes that segments ``first`` to ``end`` keep between batches."""
+        return sum(self.state_bytes[first:end]) if self.state_bytes else 0
 
     def work_bytes(self, edge: int) -> int:
         """Bytes that the processors at both ends of an edge have to handle."""

@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto
 from safetensors.numpy import save_file
 
 from contract.errors import PlanError
-from contract.plan import Plan
+from contract.plan import Plan, TokenInput
 from planner.batch_root import ROOT, root_node
 from planner.canonical import CanonicalModel
 from planner.fold import read_initializers
@@ -64,9 +64,10 @@ def rejoin(folder: Path, plan: Plan) -> CanonicalModel:
 
     Raises:
         ShardError: a shard is missing or damaged.
-        PlanError: the shards do not make one model.
+        PlanError: the shards do not make one model, or it is a language model.
         ModelError: onnxruntime cannot run it.
     """
+    refuse_decoders(plan)
     parts = [_read(folder, plan, index) for index in range(plan.num_stages)]
     inputs, outputs = plan.stages[0].inputs, plan.stages[-1].outputs
     inline = _united(plan, (part.inline for part in parts))
@@ -101,6 +102,19 @@ def rejoin(folder: Path, plan: Plan) -> CanonicalModel:
     )
 
 
+def refuse_decoders(plan: Plan) -> None:
+    """Language models are not put together again: their caches are numbered stage by stage.
+
+    Raises:
+        PlanError: ``plan`` is one's.
+    """
+    if plan.decoding is not None:
+        raise PlanError(
+            f"plan {plan.name}: is a language model's, which is not planned anew by itself; "
+            "publish it without --watch, and plan again from the model's folder for other devices"
+        )
+
+
 def as_imported(folder: Path, plan: Plan, model: CanonicalModel, threads: int) -> ImportedModel:
     """``model`` with a reference: the shards that it was put together from.
 
@@ -111,6 +125,7 @@ def as_imported(folder: Path, plan: Plan, model: CanonicalModel, threads: int) -
     def reference(batch: Array) -> dict[str, Array]:
         return run_shards(folder, plan, batch, threads, plan.batch_size)
 
+    assert not isinstance(plan.model.input, TokenInput)
     return ImportedModel(
         name=plan.model.name,
         weights=plan.model.weights,

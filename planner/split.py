@@ -13,10 +13,13 @@ from itertools import pairwise
 
 from onnx import ModelProto, NodeProto, TensorProto
 
+from contract.decoder import CacheSpec, Decoding
 from contract.errors import PartitionError
 from contract.tensor_spec import TensorSpec
-from planner.batch_root import ROOT, root_node
+from planner.batch_root import ROOT, TOKENS_ROOT, root_node, tokens_root_node
 from planner.graph import SegmentedGraph, needed_constants
+from planner.language.mapped import MappedWeights
+from planner.language.state import cache_of, number_caches, state_inputs, state_outputs
 from planner.onnx_graph import Array, external_tensor, make_model, read_opsets
 from shards.writer import ByteRange
 
@@ -37,6 +40,8 @@ class StageGraph:
     weights: Mapping[str, Array]
     opsets: Mapping[str, int]
     flops_per_image: int
+    cache: CacheSpec | None = None
+    decoding: Decoding | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -49,9 +54,11 @@ class StageGraph:
             external_tensor(name, array.dtype, array.shape, places[name])
             for name, array in self.weights.items()
         ]
-        return make_model(
-            self.nodes, self.inputs, self.outputs, [*self.inline, *external], self.opsets
-        )
+        inputs, outputs = self.inputs, self.outputs
+        if self.cache is not None and self.decoding is not None:
+            inputs = (*inputs, *state_inputs(self.cache, self.decoding))
+            outputs = (*outputs, *state_outputs(self.cache, self.decoding))
+        return make_model(self.nodes, inputs, outputs, [*self.inline, *external], self.opsets)
 
 
 def split_graph(graph: SegmentedGraph, boundaries: Sequence[int]) -> list[StageGraph]:
@@ -68,18 +75,28 @@ def take_stage(graph: SegmentedGraph, first_segment: int, end_segment: int) -> S
     segments = graph.segments[first_segment:end_segment]
     body = graph.body[segments[0].first_node : segments[-1].end_node]
     needed = needed_constants(body, graph.derived)
+    roots = {
+        ROOT: root_node(inputs[0].name),
+        TOKENS_ROOT: tokens_root_node(inputs[0].name),
+    }
     derived = [
-        root_node(inputs[0].name) if ROOT in node.output else node
+        roots.get(node.output[0], node)
         for node in model.graph.graph.node
         if node.output[0] in graph.derived and needed.intersection(node.output)
     ]
-    weights = {name: model.weights[name] for name in sorted(needed & model.weights.keys())}
+    names = sorted(needed & model.weights.keys())
+    weights = (
+        model.weights.only(names)
+        if isinstance(model.weights, MappedWeights)
+        else {name: model.weights[name] for name in names}
+    )
+    cache = cache_of(model, body)
     return StageGraph(
         first_segment=first_segment,
         end_segment=end_segment,
         inputs=inputs,
         outputs=outputs,
-        nodes=(*derived, *body),
+        nodes=(*derived, *(body if cache is None else number_caches(body))),
         inline=tuple(
             tensor
             for tensor in model.graph.graph.initializer
@@ -88,6 +105,8 @@ def take_stage(graph: SegmentedGraph, first_segment: int, end_segment: int) -> S
         weights=weights,
         opsets=read_opsets(model.graph),
         flops_per_image=sum(segment.flops_per_image for segment in segments),
+        cache=cache,
+        decoding=model.decoding,
     )
 
 

@@ -156,7 +156,7 @@ class _Reason:
         if not limit.startswith("stage"):
             parts.append(f"{limit} is the bottleneck")
         carried = self.found[chosen].broker_bytes_per_image / MB
-        parts.append(f"the broker carries {figure(carried)} MB an image")
+        parts.append(f"the broker carries {figure(carried)} MB {self._each()}")
         return "; ".join(parts)
 
     def _what_it_gives(self, chosen: Strategy) -> str:
@@ -164,11 +164,14 @@ class _Reason:
         value = (
             f"{figure(its.latency_ms)} ms for a batch alone"
             if self.objective == "latency"
-            else f"{figure(its.images_per_s)} images/s"
+            else f"{figure(its.images_per_s)} {self.problem.unit}s/s"
         )
         if chosen == "single":
             return f"{its.devices[0].device} alone gives {value}, {self._more_devices()}"
         return f"{_who(chosen, its)} {value}{self._against_others(chosen)}"
+
+    def _each(self) -> str:
+        return "an image" if self.problem.unit == "image" else "a token"
 
     def _is_beaten(self, chosen: Strategy) -> bool:
         """Whether it is recommended for being simple, and one cannot see that from the rest."""
@@ -225,6 +228,13 @@ class _Reason:
         free = {device.name: device.memory_bytes or 0 for device in self.problem.devices}
         nearest = min(needed, key=lambda name: (needed[name] - free[name], name))
         need, limit = math.ceil(needed[nearest] / MB), free[nearest] // MB
+        if self.problem.state_bytes is not None:
+            weights, state = sum(self.problem.weight_bytes), self.problem.state(0, whole)
+            return (
+                f"the whole model needs {math.ceil(weights / MB):,} MB for weights and "
+                f"{math.ceil(state / MB):,} MB for {self.problem.state_words}, with the engine "
+                f"{need:,} MB: it does not fit {nearest}'s {limit:,} MB"
+            )
         if free[nearest] == max(free.values()):
             return f"the whole model needs {need} MB and no device has more than {limit} MB free"
         return (

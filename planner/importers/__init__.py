@@ -3,6 +3,8 @@
 torchvision:NAME    any classification model in torchvision's registry
 FILE.onnx           an ONNX file, with or without external data
 MODULE:CALLABLE     a function that returns a torch.nn.Module
+
+Language models, hf:DIR, have an importer of their own: transformers_directory.py.
 """
 
 from contract.errors import EnvironmentMissingError, ModelError
@@ -35,8 +37,8 @@ def import_model(
             return import_torchvision_model(rest, options, progress)
         if scheme == "hf":
             raise ModelError(
-                f"{spec}: transformers directories come in a later version; this one takes "
-                "torchvision:NAME, a path ending in .onnx, or module:callable"
+                f"{spec}: is a language model, which takes no images; plan it with `shardline plan "
+                f"{spec}` and run it with `shardline generate`"
             )
         if colon and scheme and rest:
             from planner.importers.torch_callable import import_callable

@@ -13,6 +13,9 @@ order of arrival:
    Acknowledgements take latency and no time on the wire.
 6. After the last stage the same way to the client, whose processor receives.
 
+A language model's batch is a step of its sequences: where the problem says how many are in flight,
+each goes from the last stage by the broker to the first again, and the client hears of it beside.
+
 Left out: retries, lost devices, and whatever else happens on a device.
 """
 
@@ -82,7 +85,7 @@ def simulate(
     Args:
         problem: what everything costs.
         stages: who serves which segments.
-        window: batches in flight at most.
+        window: batches in flight at most; no more than the problem's own bound are.
         batches: results to wait for; more where they are fewer than ten windows.
         weights: speed of every device, for the client's choice; None for those that
             :func:`planner.predict.replicas` writes into a plan.
@@ -94,6 +97,7 @@ def simulate(
     """
     if window < 1 or batches < 1 or jitter < 0:
         raise ValueError(f"window {window}, batches {batches}, jitter {jitter}: out of range")
+    window = problem.possible_window(window)
     return _Run(problem, stages, window, batches, weights, jitter, seed).run()
 
 
@@ -203,8 +207,13 @@ class _Run:
         problem, wait = self._problem, self._env.timeout
         link = problem.client.link
         first, last = 0, problem.num_segments
-        yield wait(self._client.take(send_ms(problem.work_bytes(first), problem.client.relay)))
-        yield wait(self._client_up.take(link.up_ms(problem.edge_bytes[first])) + link.latency_ms)
+        comes_again = problem.batches_in_flight is not None
+        if not comes_again:
+            sending_ms = send_ms(problem.work_bytes(first), problem.client.relay)
+            yield wait(self._client.take(sending_ms))
+            yield wait(
+                self._client_up.take(link.up_ms(problem.edge_bytes[first])) + link.latency_ms
+            )
         acknowledge: Callable[[], None] | None = None
         for station, broker_ms in zip(self._on(route), self._broker_ms, strict=False):
             yield wait(self._broker.take(broker_ms))
@@ -221,9 +230,14 @@ class _Run:
         yield wait(self._broker.take(self._broker_ms[-1]))
         if acknowledge is not None:
             acknowledge()
-        size = problem.edge_bytes[last]
-        yield wait(self._client_down.take(link.down_ms(size)) + link.latency_ms)
-        yield wait(self._client.take(receive_ms(problem.work_bytes(last), problem.client.relay)))
+        down_ms = link.down_ms(problem.edge_bytes[last])
+        receiving_ms = receive_ms(problem.work_bytes(last), problem.client.relay)
+        if comes_again:
+            self._client_down.take(down_ms)
+            self._client.take(receiving_ms)
+        else:
+            yield wait(self._client_down.take(down_ms) + link.latency_ms)
+            yield wait(self._client.take(receiving_ms))
         self._end(number, route)
 
     def _on(self, route: Sequence[str]) -> list[_Station]:

@@ -99,7 +99,8 @@ def window_rates(problem: Problem, solution: Solution) -> tuple[WindowRate, ...]
     """
     devices = sum(len(stage.devices) for stage in solution.stages)
     rows = []
-    for window in sorted({1, *(devices * each for each in BATCHES_FOR_EACH)}):
+    windows = {problem.possible_window(devices * each) for each in BATCHES_FOR_EACH}
+    for window in sorted({1, *windows}):
         seen = simulate(problem, solution.stages, window, batches=200)
         rows.append(
             WindowRate(

@@ -18,14 +18,15 @@ def enough_window(problem: Problem, stages: Sequence[StageChoice]) -> Simulation
 
     Unlike replicas need more than two for each device: by the client's rule a device that is ten
     times as slow gets its first batch when the fast one has ten in hand. Where no window up to 16
-    for each device is enough, the one that comes nearest.
+    for each device is enough, or as many as there can be in flight, the one that comes nearest.
 
     Raises:
         PartitionError: a stage does not fit one of its devices.
     """
     rate = batches_per_s(problem, stages)
-    window = default_window(stages)
-    largest = LARGEST_FOR_EACH * sum(len(stage.devices) for stage in stages)
+    window = problem.possible_window(default_window(stages))
+    devices = sum(len(stage.devices) for stage in stages)
+    largest = problem.possible_window(LARGEST_FOR_EACH * devices)
     best = simulate(problem, stages, window)
     while best.batches_per_s < ENOUGH * rate and window < largest:
         window = min(largest, int(window * GROWTH) + 1)

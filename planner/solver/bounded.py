@@ -87,11 +87,11 @@ def bounded_fastest(problem: Problem, form: Form, seconds: float) -> Solution | 
     if best is None:
         return None
     value = batches_per_s(problem, best)
-    best = _without_the_needless(problem, best)
+    best = without_the_needless(problem, best)
     return Solution(best, value, max(value, bound))
 
 
-def _without_the_needless(problem: Problem, stages: Stages) -> Stages:
+def without_the_needless(problem: Problem, stages: Stages) -> Stages:
     """Leave out the replicas, slowest first, without which the plan is as fast."""
     value = batches_per_s(problem, stages)
     ordered = sorted(problem.devices, key=lambda device: -sum(device.segment_ms))

@@ -109,7 +109,9 @@ def _compute_ms(problem: Problem, device: DeviceCosts, starts: Ints, ends: Ints)
     messages = np.array(problem.edge_bytes, np.int64)
     held = problem.window_batches * (messages[starts] + messages[ends])
     peak = _running_maxima(problem.activation_bytes)[starts, ends]
-    others = peak, held
+    kept = np.concatenate([[0], np.cumsum(np.array(problem.state_bytes or (), np.int64))])
+    state = kept[ends] - kept[starts] if problem.state_bytes else 0
+    others = state + peak, held
 
     def fits(factor: float) -> Bools:
         needed = np.round(device.base_bytes + span_weights * factor + others[0] + others[1])

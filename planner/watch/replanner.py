@@ -19,7 +19,7 @@ from planner.graph import SegmentedGraph, segment_graph
 from planner.problem import Problem, Solution, StageChoice
 from planner.profiler import Profile
 from planner.progress import Progress
-from planner.rejoin import as_imported, rejoin
+from planner.rejoin import as_imported, refuse_decoders, rejoin
 from planner.request import PlanRequest
 from planner.watch.candidates import (
     as_it_runs,
@@ -82,7 +82,12 @@ class Replanner:
         cache: ProfileCache | None = None,
         threads: int = 1,
     ) -> None:
-        """``site_of_file`` goes before ``cache``, and that before the plan's own figures."""
+        """``site_of_file`` goes before ``cache``, and that before the plan's own figures.
+
+        Raises:
+            PlanError: the family is of a language model.
+        """
+        refuse_decoders(family.base.plan)
         self._family, self._cluster = family, cluster
         self._site_of_file, self._cache = site_of_file, cache or ProfileCache()
         self._threads = threads

@@ -1,0 +1,165 @@
+"""Compares the shards as written with transformers' own model, in float32, on the same tokens.
+
+Random token ids, prompts of several lengths sent in chunks as a client sends them, then one token
+at a time. Which tokens come is given, so every stage is opened once and alone, and the reference
+passes through its weights once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from contract.decoder import Decoding
+from contract.errors import VerificationError
+from contract.plan import Plan, Verification
+from planner.graph import SegmentedGraph
+from planner.importers.transformers_directory import ImportedDecoder
+from planner.language.reference import StreamedReference
+from planner.language.run_shards import StageRunner, block_runners, shard_runners
+from planner.language.stand_ins import import_transformers
+from planner.onnx_graph import Array
+from planner.progress import Progress, silent
+
+TOLERANCE = 1e-3
+"""Of the logits, absolute, unless they are larger than 10: then of the largest, divided by 10."""
+MIN_LOGIT, MIN_SPREAD = 1e-3, 1e-2
+"""Below these the answers say nothing: logits so small, or hardly different between positions."""
+ROWS = 2
+DECODED = 8
+SEED = 20_001
+
+
+@dataclass(frozen=True)
+class Session:
+    """A prompt of ``prompt`` tokens in chunks, and tokens after it one by one, to ``end``."""
+
+    prompt: int
+    end: int
+
+    def messages(self, chunk: int) -> list[tuple[int, int]]:
+        """First position and end of each message."""
+        starts = range(0, self.prompt, chunk)
+        chunks = [(first, min(first + chunk, self.prompt)) for first in starts]
+        return [*chunks, *((at, at + 1) for at in range(self.prompt, self.end))]
+
+
+def sessions_of(context: int, chunk: int) -> list[Session]:
+    """A prompt of one token, one within a chunk, one of two chunks and a bit."""
+    prompts = {1, min(17, chunk), 2 * chunk + 3}
+    return [
+        Session(min(prompt, context), min(prompt + DECODED, context)) for prompt in sorted(prompts)
+    ]
+
+
+def verify_decoder(
+    folder: Path,
+    plan: Plan,
+    imported: ImportedDecoder,
+    graph: SegmentedGraph,
+    threads: int,
+    progress: Progress = silent,
+) -> Verification:
+    """Run the shards in ``folder`` and compare.
+
+    Quantised ones are compared with the quantised model; what quantisation costs is what the
+    perplexity says.
+
+    Raises:
+        VerificationError: the logits differ by more than the tolerance, or another token is best
+            where it is no near-tie.
+    """
+    decoding = plan.decoding
+    assert decoding is not None
+    sessions = sessions_of(decoding.context_tokens, decoding.chunk_tokens)
+    rows = min(ROWS, plan.batch_size, decoding.sequences)
+    generator = np.random.default_rng(SEED)
+    longest = max(session.end for session in sessions)
+    token_ids = generator.integers(0, imported.facts.vocabulary_size, (rows, longest))
+    actual = run_sessions(shard_runners(folder, plan, threads), decoding, token_ids, sessions)
+    progress("verifying the written shards", 0.5)
+    if decoding.quantisation == "none":
+        positions = sorted({at for found in actual for at in found})
+        logits = StreamedReference(imported).logits(token_ids, positions)
+        by_position = {at: logits[:, index] for index, at in enumerate(positions)}
+        expected = [{at: by_position[at] for at in found} for found in actual]
+        name = f"transformers {import_transformers().__version__} on torch {torch.__version__}"
+    else:
+        expected = run_sessions(block_runners(graph, threads), decoding, token_ids, sessions)
+        name = f"the whole model in {decoding.quantisation}, block by block"
+    return judge(plan, actual, expected, name)
+
+
+def run_sessions(
+    runners: Iterator[StageRunner],
+    decoding: Decoding,
+    token_ids: Array,
+    sessions: Sequence[Session],
+) -> list[dict[int, Array]]:
+    """For each session the logits (rows, vocabulary) after each of its messages' last position.
+
+    Raises:
+        ShardError: a shard is missing or corrupt.
+        EngineError: onnxruntime cannot run one.
+    """
+    messages = [session.messages(decoding.chunk_tokens) for session in sessions]
+    flows = [[token_ids[:, first:end] for first, end in each] for each in messages]
+    for runner in runners:
+        for index, each in enumerate(messages):
+            caches = runner.new_caches(len(token_ids))
+            flows[index] = [
+                runner.step(caches, activation, first)
+                for activation, (first, _) in zip(flows[index], each, strict=True)
+            ]
+            del caches
+        runner.close()
+    return [
+        {end - 1: logits for (_, end), logits in zip(each, flow, strict=True)}
+        for each, flow in zip(messages, flows, strict=True)
+    ]
+
+
+def judge(
+    plan: Plan,
+    actual: Sequence[Mapping[int, Array]],
+    expected: Sequence[Mapping[int, Array]],
+    reference: str,
+) -> Verification:
+    """Compare logits by session and position. Pure.
+
+    Raises:
+        VerificationError: see :func:`verify_decoder`.
+    """
+    pairs = [
+        (found[at], wanted[at])
+        for found, wanted in zip(actual, expected, strict=True)
+        for at in found
+    ]
+    ours, theirs = (
+        np.concatenate(each) for each in zip(*pairs, strict=True)
+    )  # (count, vocabulary)
+    largest, spread = float(np.abs(theirs).max()), float(theirs.std(0).max())
+    worst = float(np.abs(ours - theirs).max())
+    tolerance = TOLERANCE * max(1.0, largest / 10)
+    same = ours.argmax(-1) == theirs.argmax(-1)
+    second, first = np.partition(theirs, -2, axis=-1)[:, -2:].T
+    near_ties = first - second < 2 * tolerance
+    wrong = int(np.sum(~same & ~near_ties))
+    if not worst <= tolerance or wrong:
+        raise VerificationError(
+            f"plan {plan.name}: the logits of its {plan.num_stages} stages differ from the whole "
+            f"model's by {worst:.3g}, expected at most {tolerance:g}, and {wrong} of {len(same)} "
+            "tokens are others; nothing was written. Please report the model"
+        )
+    return Verification(
+        reference=reference,
+        images=len(same),
+        tolerance=tolerance,
+        max_abs_difference=worst,
+        max_abs_reference=largest,
+        spread_between_images=spread,
+        top1_agreement=float(same.mean()),
+        conclusive=largest >= MIN_LOGIT and spread >= MIN_SPREAD * largest,
+    )
