@@ -1,0 +1,4 @@
+import "./style/base.css";
+import "./style/login.css";
+
+document.getElementById("wrong")!.hidden = location.search !== "?wrong";

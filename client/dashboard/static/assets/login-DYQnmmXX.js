@@ -1,0 +1,1 @@
+/* empty css             */document.getElementById(`wrong`).hidden=location.search!==`?wrong`;
