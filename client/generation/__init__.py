@@ -1,0 +1,1 @@
+"""Language models: what is asked for, how far it has come, and the text that it becomes."""

@@ -1,0 +1,1 @@
+"""A running language model behind an OpenAI-compatible HTTP interface."""
