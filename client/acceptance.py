@@ -40,7 +40,7 @@ def accept_result(
         _check_route(entry, header.batch_id, header.attempt, header.route)
     if header.codec != "float32":
         raise WireFormatError(f"a result in the codec {header.codec}, expected float32")
-    images = check_tensors("result", plan.stages[-1].outputs, activation.tensors)
+    images = check_tensors("result", plan.edge_specs(plan.num_stages), activation.tensors)
     if entry is not None and images != entry.batch.images:
         raise WireFormatError(f"{images} answers for {entry.batch.images} images")
     return activation
@@ -65,9 +65,10 @@ def _check_route(entry: Entry, batch_id: BatchId, attempt: int, route: tuple[str
     """Raises where a message says that an attempt went another way than it was sent."""
     if batch_id != entry.batch_id:
         return  # of an earlier start of this client, whose routes nobody knows any more
-    sent = entry.routes.get(attempt)
-    if sent is None:
+    known = entry.attempts.get(attempt)
+    if known is None:
         raise WireFormatError(f"batch {entry.batch_id}: attempt {attempt} was never sent")
+    sent = known.route
     if route != sent:
         raise WireFormatError(
             f"batch {entry.batch_id}, attempt {attempt}: sent by {', '.join(sent)}, this message "

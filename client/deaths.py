@@ -9,7 +9,7 @@ that comes back as the same start was not dead, only away.
 from collections.abc import Sequence
 
 from client.ledger import Entry, Ledger
-from client.router import Attempt
+from client.router import AttemptKey
 
 Death = tuple[str, int]
 """A start of a device that has ended: its name and its boot number."""
@@ -20,9 +20,9 @@ class Deaths:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._pending: dict[Death, tuple[Attempt, ...]] = {}
+        self._pending: dict[Death, tuple[AttemptKey, ...]] = {}
 
-    def lost(self, death: Death, in_hand: Sequence[Attempt]) -> list[Entry]:
+    def lost(self, death: Death, in_hand: Sequence[AttemptKey]) -> list[Entry]:
         """Note a death and what was under way through that device, oldest first.
 
         Returns:

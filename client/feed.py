@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from client.generation.progress import PrefillTimes
 from client.meter import PipelineMeter
 from client.retry import AttemptTimes, RetryBudget
 from client.router import Router
@@ -22,9 +23,13 @@ and each batch in flight adds to the latency."""
 def default_window(plan: Plan) -> int:
     """Batches in flight that keep every device of a placed plan busy: as predicted, if it was.
 
+    Of a language model as many sequences as its stages keep caches for.
+
     The router shares a stage's batches by speed, so a slow replica holds its two only when faster
     ones hold as many times more: with four in flight, one of a quarter of the speed gets none.
     """
+    if plan.decoding is not None:
+        return min(plan.decoding.sequences, MAX_WINDOW)
     if plan.prediction is not None:
         return min(plan.prediction.window, MAX_WINDOW)
     window = 0.0
@@ -36,15 +41,37 @@ def default_window(plan: Plan) -> int:
     return min(math.ceil(round(window, 6)), MAX_WINDOW)
 
 
+def goes_on_with(plan: Plan, before: Plan) -> bool:
+    """Whether batches that were begun with another plan can be ended with this one.
+
+    A sequence of a language model lasts longer than a batch of images: no other model may go on
+    with it, nor one with less room.
+    """
+    if plan.stages[0].inputs != before.stages[0].inputs:
+        return False
+    if plan.decoding is None or before.decoding is None:
+        return plan.decoding is before.decoding
+    return (
+        plan.model.digest == before.model.digest
+        and plan.batch_size >= before.batch_size
+        and plan.decoding.context_tokens >= before.decoding.context_tokens
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """What belongs to the plan that is being fed. ``window``: batches in flight at most."""
+    """What belongs to the plan that is being fed. ``window``: batches in flight at most.
+
+    Of a language model ``window`` counts sequences, ``attempts`` times the tokens after the first,
+    and ``prefills`` what attempts took until the first.
+    """
 
     plan: Plan
     window: int
     router: Router
     meter: PipelineMeter
     attempts: AttemptTimes
+    prefills: PrefillTimes
     budget: RetryBudget
     max_message_bytes: int
 
@@ -94,7 +121,7 @@ class FeedWatch:
             PlanError: it takes another input than the one being fed.
         """
         previous = self._feed
-        if previous is not None and plan.stages[0].inputs != previous.plan.stages[0].inputs:
+        if previous is not None and not goes_on_with(plan, previous.plan):
             raise PlanError(
                 f"the published plan changed to {plan.name!r}, which takes another input: run again"
             )
@@ -104,14 +131,20 @@ class FeedWatch:
         for status in self._fleet.statuses():
             router.set_live(status.device, is_live(status, plan))
         window = self._window or default_window(plan)
+        if plan.decoding is not None:
+            window = min(window, plan.decoding.sequences)
         replaces = previous is not None and previous.plan.plan_id != plan.plan_id
         if previous is None or replaces:
             meter = PipelineMeter(self._client, plan, window, now)
-            attempts, budget = AttemptTimes(), RetryBudget(window, now)
+            attempts = AttemptTimes()
+            prefills = PrefillTimes(1 if plan.decoding is None else plan.decoding.chunk_tokens)
+            budget = RetryBudget(window, now)
         else:  # the same stages on other devices
             meter, attempts, budget = previous.meter, previous.attempts, previous.budget
+            prefills = previous.prefills
+            router.carry_over(previous.router)
         largest = plan.max_message_bytes()
-        self._feed = Feed(plan, window, router, meter, attempts, budget, largest)
+        self._feed = Feed(plan, window, router, meter, attempts, prefills, budget, largest)
         return replaces
 
     def failure(self) -> str | None:

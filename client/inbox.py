@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 
 from broker.transport import Delivery, PublishOutcome
-from client.batch import NobodyThere
+from client.batch import NobodyThere, Stop
 from contract.activation import BatchId
 from contract.errors import BrokerError, NotAuthorisedError
 from contract.plan import MAX_PLAN_BYTES
 
-Heard = Delivery | bool | NobodyThere | BaseException
-"""What comes out; a boolean is a connect, with session present."""
+Heard = Delivery | bool | NobodyThere | Stop | None | BaseException
+"""What comes out; a boolean is a connect, with session present, and None only ends the wait."""
 
 
 class Inbox:
@@ -57,6 +57,14 @@ class Inbox:
         elif error is not None or future.result() is PublishOutcome.NO_SUBSCRIBER:
             # Nobody listens, or the connection's queue was full and nothing of it was sent.
             self._queue.put(NobodyThere(batch_id, attempt))
+
+    def note_stop(self, stop: Stop) -> None:
+        """Somebody wants no more of a batch. From any thread."""
+        self._queue.put(stop)
+
+    def wake(self) -> None:
+        """End the wait for messages: a source has something. From any thread."""
+        self._queue.put(None)
 
     def note_failed(self, error: BrokerError) -> None:
         """A connection is of no use any more."""

@@ -13,17 +13,43 @@ from dataclasses import dataclass, field
 
 from broker.transport import PublishOutcome
 from client.batch import Batch, DeathReason
+from client.generation.progress import Generation
+from client.retry import ACTIVE_STEP_S
 from contract.activation import BatchId
 from contract.metrics import Ledger as LedgerCounts
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One sending of a batch: by which devices, when it was handed to the broker, and what the
+    clock of deadlines showed then, in seconds.
+
+    ``sent_tokens``: how many of each sequence went out with a language model's, which
+    ``has_answered`` once it has brought a token.
+    """
+
+    route: tuple[str, ...]
+    published_at: float = 0.0
+    active_at: float = 0.0
+    sent_tokens: int = 0
+    has_answered: bool = False
+
+    def taken_s(self, active_s: float, now: float) -> float:
+        """What it has taken until ``now`` (monotonic), in seconds.
+
+        Outages do not count (``active_s``, the clock of deadlines), nor the time in which whoever
+        takes the results was busy.
+        """
+        return min(now - self.published_at, active_s - self.active_at + ACTIVE_STEP_S)
 
 
 @dataclass(slots=True)
 class Entry:
     """One open batch.
 
-    ``earlier_strikes``: what was held against it when the client was started before. ``routes`` are
-    those of all attempts that this process sent, by attempt; ``published_at`` when it handed each
-    to the broker, and ``active_at`` what the clock of deadlines showed then, in seconds.
+    ``earlier_strikes``: what was held against it when the client was started before. ``attempts``
+    are those that this process sent, by number; ``message_bytes`` the size of the latest.
+    ``generation``: how far a language model's batch has come.
     """
 
     batch_id: BatchId
@@ -36,12 +62,12 @@ class Entry:
     give_up_at: float = math.inf
     why: str = ""  # the reason of the next retry, when it is not the deadline
     refusals: list[str] = field(default_factory=list)
-    routes: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    published_at: dict[int, float] = field(default_factory=dict)
-    active_at: dict[int, float] = field(default_factory=dict)
+    attempts: dict[int, Attempt] = field(default_factory=dict)
+    message_bytes: int = 0
     sending: Future[PublishOutcome] | None = None  # done once the broker has the latest attempt
     deaths: int = 0
     earlier_strikes: int = 0
+    generation: Generation | None = None
 
     @property
     def strikes(self) -> int:
@@ -128,7 +154,7 @@ class Ledger:
         """A (further) attempt went out by ``route``."""
         entry.attempt += 1
         entry.route, entry.retry_at, entry.why = route, retry_at, ""
-        entry.routes[entry.attempt] = route
+        entry.attempts[entry.attempt] = Attempt(route)
         if entry.attempt:
             self._retried += 1
 
@@ -145,11 +171,15 @@ class Ledger:
         """Count a result. None when the batch had one already: a duplicate, counted as such."""
         entry = self.find(batch_id)
         if entry is None:
-            self._duplicates += 1
+            self.count_duplicate()
             return None
         self._close(entry)
         self._delivered += 1
         return entry
+
+    def count_duplicate(self) -> None:
+        """Count what came for a batch, or for a token of one, that was there already."""
+        self._duplicates += 1
 
     def kill(self, entry: Entry, reason: DeathReason) -> DeathReason:
         """Give a batch up."""
@@ -164,6 +194,10 @@ class Ledger:
     def due(self, now: float) -> list[Entry]:
         """Batches in flight whose attempt has had its time, oldest first."""
         return [entry for entry in self._open.values() if entry.retry_at <= now]
+
+    def holding(self, batch: Batch) -> Entry | None:
+        """The open entry of this very batch."""
+        return next((entry for entry in self._open.values() if entry.batch is batch), None)
 
     def open_entries(self) -> list[Entry]:
         """All batches in flight, oldest first."""

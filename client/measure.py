@@ -17,6 +17,7 @@ from broker.transport import Connect
 from client.batch import Batch, BatchResult
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
+from client.sources import fed_input
 from contract.errors import DeliveryError, PlanMismatchError
 from contract.plan import Plan
 from contract.prediction import DeviceMeasurement, EdgeMeasurement, Measurement
@@ -102,7 +103,12 @@ def measure(
 
 
 def made_up_batch(plan: Plan) -> Batch:
-    """A full batch of seeded noise that fits the plan's input."""
+    """A full batch of seeded noise that fits the plan's input.
+
+    Raises:
+        PlanError: the plan is a language model's.
+    """
+    fed_input(plan.model)
     generator = np.random.default_rng(0)
     (spec,) = plan.stages[0].inputs
     shape = [plan.batch_size if size == BATCH else int(size) for size in spec.shape]

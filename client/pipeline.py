@@ -9,21 +9,26 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Self
 
 from broker.drop_watch import describe_drops
 from broker.reporter import EventReporter
 from broker.self_test import SelfTest, check_packet_size
 from broker.split import Elsewhere, SplitConnection
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
-from client.batch import Batch, DeathReason, Ended, NobodyThere
+from client.batch import Batch, DeathReason, Ended, NobodyThere, NothingYet, Stop, Tokens
 from client.feed import FeedWatch
 from client.inbox import Heard, Inbox
+from client.intake import Intake
 from client.journal import Journal
 from client.ledger import Ledger
 from client.receiving import Receiver
 from client.record import NoRecord, Record, Settling
 from client.sending import Reread, Sender
 from client.settings import ClientSettings
+from client.steady_clock import SteadyClock
+from client.telling import Teller
+from client.tracer import Tracer
 from contract import topics
 from contract.errors import DeliveryError, JournalError, PlanError, ShardError, WireFormatError
 from contract.metrics import Ledger as LedgerCounts
@@ -33,7 +38,6 @@ from contract.plan import MAX_PLAN_BYTES, Plan, parse_plan
 from contract.status import EventKind, parse_status
 
 TICK_S = 0.05
-METRICS_INTERVAL_S = 1.0
 MAX_EARLY_RESULTS = 32
 """Results of an earlier start that are held until the plan is known: half of the receive maximum,
 so that the plan gets through. What is beyond is dropped, and its batch sent again."""
@@ -74,11 +78,13 @@ class Pipeline:
         )
         record: Record = NoRecord() if journal is None else journal
         self._settling = Settling(record)
-        self._ended: list[Ended] = []
+        self._ended: list[Ended | Tokens] = []
         self._early: list[Delivery] = []
-        self._rejected = self._told_refused = 0
-        self._last_tick = self._last_metrics = time.monotonic()
+        self._rejected = 0
+        self._last_tick = time.monotonic()
         self.on_metrics: Callable[[PipelineMetrics], None] = lambda _metrics: None
+        clock = SteadyClock()
+        self._tracer = Tracer(settings, clock)
         self._self_test = SelfTest(
             settings.name, topics.client_self_topics(settings.cluster, settings.name)
         )
@@ -88,7 +94,7 @@ class Pipeline:
         self._connection = SplitConnection(
             connect,
             ConnectionSettings(name=settings.name),
-            self._self_test.wrap(callbacks),
+            self._self_test.wrap(self._tracer.wrap(callbacks)),
             elsewhere,
             (results,),
             self._note_dropped,
@@ -100,6 +106,7 @@ class Pipeline:
             topics.nack_filter(settings.cluster, settings.name),
         ):
             self._connection.subscribe(topic_filter)
+        self._tracer.begin(self._connection)
         self._reporter = EventReporter(settings.cluster, settings.name, self._connection)
         self._sender = Sender(
             settings,
@@ -118,6 +125,17 @@ class Pipeline:
             self._settling,
             self._sender,
             self._reporter,
+            clock,
+        )
+        self._teller = Teller(
+            settings,
+            self._connection,
+            self._watch,
+            self._ledger,
+            self._inbox,
+            self._tracer,
+            self._reporter,
+            self._last_tick,
         )
 
     @property
@@ -128,6 +146,11 @@ class Pipeline:
             PlanError: :meth:`open` has not found one yet.
         """
         return self._watch.feed.plan
+
+    @property
+    def tracer(self) -> Tracer:
+        """What tells where the time of batches goes."""
+        return self._tracer
 
     @property
     def window(self) -> int:
@@ -167,6 +190,7 @@ class Pipeline:
                 continue
             check_packet_size(self.plan, self._connection.max_packet_bytes)
             if not self._watch.feed.router.missing_stages():
+                self._tracer.ask(time.monotonic())
                 return self.plan
             failure = self._watch.failure()
             if failure is not None:
@@ -203,27 +227,40 @@ class Pipeline:
             NameTakenError: another process uses our name, and was there first.
             BrokerUnreachableError: a new plan names a broker for an edge that does not answer.
             JournalError: the journal cannot be written; what it has not got was not acknowledged.
+            PlanError: the plan is a language model's.
         """
-        source = iter(batches)
-        exhausted = False
+        if self.plan.decoding is not None:
+            raise PlanError(f"plan {self.plan.name} is a language model: use `shardline generate`")
+        for event in self._events(batches, reread):
+            assert not isinstance(event, Tokens)
+            yield event
+
+    def _events(
+        self, batches: Iterable[Batch | NothingYet], reread: Reread | None
+    ) -> Iterator[Ended | Tokens]:
+        intake = Intake(batches, self._sender, self._begin)
         self._sender.reread = reread
         self._last_tick = time.monotonic()  # no batch was waiting since the last run
         while True:
             self._settle()
             ended, self._ended = self._ended, []
+            handed_at = time.monotonic()
             yield from ended  # before anything new is begun: the caller holds the pace
+            if self._watch.feed.plan.decoding is not None:
+                # Tokens that have come meanwhile are in the inbox: none of them is late.
+                self._last_tick += time.monotonic() - handed_at
+                for item in self._inbox.arrived(0):  # a stop comes before what would begin now
+                    self._handle(item)
             self._sender.send_those_left_open()
-            while not exhausted and self._sender.has_room():
-                batch = next(source, None)
-                if batch is None:
-                    exhausted = True
-                    break
-                self._sender.begin(batch)
-            if exhausted and self._ledger.is_settled:
+            intake.fill()
+            self._settle()
+            if self._ended:
+                continue  # what nobody wanted any more has ended as it began
+            if intake.is_exhausted and self._ledger.is_settled:
                 break
             self._handle_next(TICK_S)
             self._tick()
-        self._publish_metrics(time.monotonic())
+        self._teller.tell(time.monotonic(), self.on_metrics)
 
     def close(self) -> None:
         """Disconnect. The broker forgets the session, unless a journal has batches to go on with.
@@ -240,7 +277,7 @@ class Pipeline:
         if self._journal is not None:
             self._journal.close()
 
-    def __enter__(self) -> "Pipeline":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -257,8 +294,13 @@ class Pipeline:
         for entry in self._sender.out_of_time():
             limit_s = self._settings.batch_timeout_s
             self._receiver.give_up(entry, DeathReason.TIMEOUT, f"no result within {limit_s:g} s")
-        if now - self._last_metrics >= METRICS_INTERVAL_S:
-            self._publish_metrics(now)
+        self._tracer.ask(now)
+        if self._teller.is_due(now):
+            self._teller.tell(now, self.on_metrics)
+
+    def _begin(self, batch: Batch) -> None:
+        """Send a new batch."""
+        self._sender.begin(batch)
 
     # Receiving
 
@@ -276,6 +318,8 @@ class Pipeline:
         if isinstance(item, bool):
             self._on_connected(session_present=item)
             return
+        if item is None or isinstance(item, Stop):
+            return  # of a pipeline of tokens
         if isinstance(item, BaseException):
             raise item  # a broker does not let us feed this pipeline: retrying cannot help
         if isinstance(item, NobodyThere):
@@ -290,7 +334,7 @@ class Pipeline:
             if item.retained and topic.kind in ("result", "nack"):
                 raise WireFormatError("retained, which no device of ours does")
             if topic.kind == "result":
-                self._receiver.on_result(item.payload, topic.sender)
+                self._on_result(item.payload, topic.sender)
             elif topic.kind == "nack":
                 self._receiver.on_nack(parse_nack(item.payload, topic.sender))
             elif topic.kind == "status":
@@ -301,6 +345,9 @@ class Pipeline:
             self._rejected += 1
             self._reporter.report(EventKind.MESSAGE_REJECTED, f"{item.topic}: {error}")
         self._settling.hold(item)
+
+    def _on_result(self, payload: bytes, sender: str | None) -> None:
+        self._receiver.on_result(payload, sender)
 
     def _holds_early(self, delivery: Delivery) -> bool:
         """Keep what the broker has kept for us, until we know the plan that it is judged by."""
@@ -324,10 +371,16 @@ class Pipeline:
         if not plan.placement:
             raise WireFormatError("a plan without devices; hand it out with `shardline publish`")
         if self._journal is not None:
+            if plan.decoding is not None:
+                raise JournalError(
+                    f"plan {plan.name} is a language model: a journal holds images and their "
+                    "answers; run without one"
+                )
             self._journal.take_plan(plan)
         # All of them, not our own two: we pause while one is away, and hear which one forgot us.
         self._inbox.max_bytes = max(MAX_PLAN_BYTES, plan.max_message_bytes())
         moved = self._connection.use(plan.edge_addresses(), plan.num_stages)
+        self._tracer.follow(plan)
         if self._watch.take_plan(plan, time.monotonic()):
             self._reporter.report(EventKind.PLAN_CHANGED, f"now plan {plan.plan_id} ({plan.name})")
             self._sender.send_again_now("the plan changed")
@@ -337,19 +390,5 @@ class Pipeline:
         for result in early:
             self._handle(result)
 
-    # Telling
-
     def _note_dropped(self, where: str, count: int) -> None:
         self._reporter.report(EventKind.MESSAGES_DROPPED, describe_drops(count, where))
-
-    def _publish_metrics(self, now: float) -> None:
-        self._last_metrics = now
-        if self._inbox.refused > self._told_refused:
-            count, self._told_refused = self._inbox.refused, self._inbox.refused
-            detail = f"{count} messages at QoS 0, or too large, since the start"
-            self._reporter.report(EventKind.MESSAGE_REJECTED, detail)
-        self._reporter.flush()
-        metrics = self._watch.feed.meter.measure(now, self._ledger.counts())
-        self.on_metrics(metrics)
-        topic = topics.pipeline_metrics_topic(self._settings.cluster, self._settings.name)
-        self._connection.publish(topic, metrics.model_dump_json().encode(), qos=0)

@@ -14,8 +14,13 @@ from client.ledger import Entry, Ledger
 from client.record import Record, Settling
 from client.retry import MAX_REFUSALS
 from client.sending import Sender
-from contract.nack import POISONOUS, Nack
+from client.steady_clock import SteadyClock
+from contract.nack import POISONOUS, Nack, NackReason
 from contract.status import DeviceState, DeviceStatus, EventKind
+
+MAX_HASTY_ATTEMPTS = 2
+"""Lost caches are computed anew at once, unless they are lost again before any token has come: then
+more sequences want room than there is."""
 
 
 class Receiver:
@@ -30,8 +35,10 @@ class Receiver:
         settling: Settling,
         sender: Sender,
         reporter: EventReporter,
+        clock: SteadyClock,
     ) -> None:
-        self._client, self._watch, self._ledger = client, watch, ledger
+        """``clock``: what a result's times are told by."""
+        self._client, self._watch, self._ledger, self._clock = client, watch, ledger, clock
         self._record, self._settling = record, settling
         self._sender, self._reporter = sender, reporter
         self._deaths = Deaths(ledger)
@@ -50,6 +57,9 @@ class Receiver:
             return
         now = time.monotonic()
         feed.budget.earn(now, delivered=1)
+        # An attempt of an earlier start may have the number of one of ours.
+        is_ours = header.batch_id == entry.batch_id
+        sent = entry.attempts.get(header.attempt) if is_ours else None
         result = BatchResult(
             batch_id=header.batch_id,
             batch=entry.batch,
@@ -58,11 +68,15 @@ class Receiver:
             attempt=header.attempt,
             hops=header.trace,
             route=header.route,
+            queued_us=0 if sent is None else self._clock.at_us(entry.submitted_at),
+            sent_us=0 if sent is None else self._clock.at_us(sent.published_at),
+            received_us=0 if sent is None else self._clock.at_us(now),
+            bytes_in=entry.message_bytes,
+            bytes_out=len(payload),
         )
         feed.meter.add(result)
-        # An attempt of an earlier start has a number of ours, and was not sent by us.
-        if header.batch_id == entry.batch_id and header.attempt in entry.published_at:
-            feed.attempts.add(self._sender.attempt_s(entry, header.attempt, now))
+        if sent is not None:
+            feed.attempts.add(sent.taken_s(self._sender.active_s, now))
         self._record.done(entry, payload, result.latency_ms)
         self._settling.end(result)
 
@@ -82,7 +96,12 @@ class Receiver:
             entry.refusals.append(detail)
             if self._is_poison(entry, detail):
                 return
-        self._sender.send_again_later(entry, detail)
+        generation = entry.generation
+        is_new = generation is not None and generation.idle_attempts < MAX_HASTY_ATTEMPTS
+        if nack.reason is NackReason.CACHE_LOST and is_new:
+            self._sender.send_this_now(entry, detail)
+        else:
+            self._sender.send_again_later(entry, detail)
 
     def on_nobody_there(self, what: NobodyThere) -> None:
         """A hint that the first device is gone; its will may still be on the way."""
@@ -116,6 +135,8 @@ class Receiver:
 
     def give_up(self, entry: Entry, reason: DeathReason, detail: str) -> None:
         """Declare a batch dead."""
+        if entry.generation is not None:
+            self._sender.release(entry)
         self._ledger.kill(entry, reason)
         self._record.dead(entry, reason, detail)
         self._settling.end(DeadBatch(entry.batch_id, entry.batch, reason, detail))

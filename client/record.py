@@ -7,7 +7,7 @@ it: until then the broker keeps it. Commits are grouped, since each costs a writ
 from typing import Protocol
 
 from broker.transport import Delivery
-from client.batch import DeathReason, Ended
+from client.batch import DeathReason, Ended, Tokens
 from client.ledger import Entry
 
 
@@ -79,14 +79,14 @@ class Settling:
     def __init__(self, record: Record) -> None:
         self._record = record
         self._deliveries: list[Delivery] = []
-        self._ended: list[Ended] = []
+        self._ended: list[Ended | Tokens] = []
         self._since: float | None = None
 
     def hold(self, delivery: Delivery) -> None:
         """Acknowledge this one after the next commit."""
         self._deliveries.append(delivery)
 
-    def end(self, ended: Ended) -> None:
+    def end(self, ended: Ended | Tokens) -> None:
         """Hand this end out after the next commit."""
         self._ended.append(ended)
 
@@ -99,7 +99,7 @@ class Settling:
     def _interval_s(self) -> float:
         return self._record.commit_interval_s * (1 if self._ended else SENT_INTERVALS)
 
-    def settle(self, now: float, *, at_once: bool = False) -> list[Ended]:
+    def settle(self, now: float, *, at_once: bool = False) -> list[Ended | Tokens]:
         """Commit if that is due, then acknowledge; the ends that count from now on.
 
         Raises:

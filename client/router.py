@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict
 from contract.activation import BatchId
 from contract.plan import Plan
 
-Attempt = tuple[BatchId, int]
+AttemptKey = tuple[BatchId, int]
 MAX_ATTEMPTS_REMEMBERED = 4096
 
 
@@ -20,7 +20,7 @@ class Router:
         self._placement = plan.placement
         self._live: set[str] = set()
         self._outstanding: Counter[str] = Counter()
-        self._attempts: OrderedDict[Attempt, tuple[str, ...]] = OrderedDict()
+        self._attempts: OrderedDict[AttemptKey, tuple[str, ...]] = OrderedDict()
 
     def set_live(self, device: str, live: bool) -> None:
         """Note whether a device can take batches. A dead one has nothing outstanding any more."""
@@ -54,20 +54,29 @@ class Router:
             route.append(best.device)
         return tuple(route)
 
-    def begin(self, attempt: Attempt, route: tuple[str, ...]) -> None:
+    def begin(self, attempt: AttemptKey, route: tuple[str, ...]) -> None:
         """An attempt is on its way."""
         self._attempts[attempt] = route
         self._outstanding.update(route)
         if len(self._attempts) > MAX_ATTEMPTS_REMEMBERED:
             self.end(next(iter(self._attempts)))
 
-    def end(self, attempt: Attempt) -> None:
+    def carry_over(self, before: "Router") -> None:
+        """Of the same stages, placed on other devices: what was under way goes on."""
+        for attempt, route in before._attempts.items():
+            self.begin(attempt, route)
+
+    def end(self, attempt: AttemptKey) -> None:
         """Its result or refusal has arrived."""
         for device in self._attempts.pop(attempt, ()):
             if self._outstanding[device] > 0:
                 self._outstanding[device] -= 1
 
-    def in_hand(self, device: str) -> list[Attempt]:
+    def is_under_way(self, attempt: AttemptKey) -> bool:
+        """Whether neither its end nor the loss of a device of its route was noted."""
+        return attempt in self._attempts
+
+    def in_hand(self, device: str) -> list[AttemptKey]:
         """The attempts that are under way through a device, oldest first."""
         return [a for a, route in self._attempts.items() if device in route]
 

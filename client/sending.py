@@ -6,28 +6,38 @@ client ran, brings no deadline nearer.
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from broker.reporter import EventReporter
 from broker.split import SplitConnection
+from broker.transport import PublishOutcome
 from client.batch import Batch
 from client.feed import FeedWatch
+from client.generation.chunks import count_chunks
+from client.generation.deadlines import (
+    first_token_deadline_s,
+    has_to_wait,
+    is_behind_a_prompt,
+)
+from client.generation.progress import GAP_PATIENCE_S, Generation
+from client.generation.transcript import Transcript
 from client.inbox import Inbox
 from client.journal import Journal
 from client.ledger import Entry, Ledger
-from client.outgoing import check_input, first_message
+from client.outgoing import check_input, first_messages, release_message
 from client.record import NoRecord, Record
 from client.retry import attempt_deadline_s, refusal_delay_s
-from client.settings import ClientSettings
+from client.settings import MAX_PROMPTS_MESSAGES, ClientSettings
+from contract.decoder import IDS, SAMPLING, decode_sampling
 from contract.status import EventKind
 
 SPAN_IN_WINDOWS = 8
 """How far the newest batch may be ahead of the oldest open one, in windows: it bounds what whoever
 puts results in order has to hold back while one batch is late."""
-
-ACTIVE_STEP_S = 0.05
-"""How coarse the clock of deadlines is, at most: it is set forward a few times a second."""
 
 Reread = Callable[[Batch], Batch]
 """Reads the tensors of a batch from its source again, by its ``positions``."""
@@ -55,20 +65,54 @@ class Sender:
         """The clock of all deadlines."""
         self.is_hurried = False
         """Whether something is due before the next tick."""
+        self.releases: list[Future[PublishOutcome]] = []
+        """Those that the broker has not acknowledged yet."""
 
     def can_send(self) -> bool:
         """Whether every broker is there, and a live device for every stage."""
         return self._connection.is_connected and self._watch.feed.router.choose() is not None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch is open."""
+        return self._ledger.is_settled
+
     def has_room(self) -> bool:
-        """Whether a new batch may be begun."""
+        """Whether a new batch may be begun; of a language model's, whether one of one row may."""
         window = self._watch.feed.window
+        if self._watch.feed.plan.decoding is not None:
+            return self.free_rows(1) > 0 and self.can_send()
         return (
             self._ledger.waiting() is None
             and self._ledger.in_flight < window
             and self._ledger.span < SPAN_IN_WINDOWS * window
             and self.can_send()
         )
+
+    def free_rows(self, tokens: int) -> int:
+        """How many sequences more, with prompts of so many tokens, may be in flight.
+
+        The stages keep caches for so many. None while such a prompt and those of the others, sent
+        anew at once, would fill a queue; alone any may be that :func:`check_input` lets through.
+        """
+        plan = self._watch.feed.plan
+        if plan.decoding is None:
+            return 0
+        rows, messages = 0, count_chunks(tokens, plan.decoding.chunk_tokens)
+        for entry in self._ledger.open_entries():
+            rows += entry.batch.images
+            if entry.generation is not None:
+                length = entry.generation.transcript.length
+                messages += count_chunks(length, plan.decoding.chunk_tokens)
+        if rows and messages > MAX_PROMPTS_MESSAGES:
+            return 0
+        return max(0, self._watch.feed.window - rows)
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether this batch may be begun where one of one row may."""
+        if self._watch.feed.plan.decoding is None or not self._ledger.in_flight:
+            return True
+        return batch.images <= self.free_rows(batch.tensors[IDS].shape[1])
 
     def send_those_left_open(self) -> None:
         """Send what an earlier start has left, as far as the window lets.
@@ -99,8 +143,14 @@ class Sender:
             TensorMismatchError, DeliveryError: see :func:`client.outgoing.check_input`.
             MessageTooLargeError: it exceeds what the broker accepts.
         """
-        check_input(self._watch.feed.plan, batch)
-        self._begin(self._ledger.submit(batch, time.monotonic()))
+        plan = self._watch.feed.plan
+        check_input(plan, batch)
+        entry = self._ledger.submit(batch, time.monotonic())
+        if plan.decoding is not None:
+            sampling = decode_sampling(batch.tensors[SAMPLING])
+            ids = batch.tensors[IDS].astype(np.int64)
+            entry.generation = Generation(Transcript(ids, sampling))
+        self._begin(entry)
 
     def _begin(self, entry: Entry) -> None:
         if self._settings.batch_timeout_s is not None:
@@ -112,19 +162,32 @@ class Sender:
         route = feed.router.choose()
         if route is None:
             return False
-        entry.deadline_s = attempt_deadline_s(feed.attempts.p99_s, entry.attempt + 1)
+        entry.deadline_s = self._deadline_s(entry)
         self._ledger.sent(entry, route, self.active_s + entry.deadline_s)
-        topic, message = first_message(
+        sent = entry.attempts[entry.attempt]
+        if entry.generation is not None:
+            entry.generation.begin(entry.attempt)
+            sent.sent_tokens = entry.generation.transcript.length
+        topic, messages = first_messages(
             entry, feed.plan, self._settings.name, self._settings.cluster, self._ledger.low
         )
         feed.router.begin((entry.batch_id, entry.attempt), route)
-        entry.published_at[entry.attempt] = time.monotonic()
-        entry.active_at[entry.attempt] = self.active_s
-        future = entry.sending = self._connection.publish(topic, message)
-        future.add_done_callback(partial(self._inbox.note_published, entry.batch_id, entry.attempt))
+        sent.published_at, sent.active_at = time.monotonic(), self.active_s
+        entry.message_bytes = sum(map(len, messages))
+        note = partial(self._inbox.note_published, entry.batch_id, entry.attempt)
+        for message in messages:
+            future = entry.sending = self._connection.publish(topic, message)
+            future.add_done_callback(note)
         keep_input = self.reread is None or entry.batch.positions is None
-        self._record.sent(entry, message, keep_input=keep_input)
+        self._record.sent(entry, messages[0], keep_input=keep_input)
         return True
+
+    def _deadline_s(self, entry: Entry) -> float:
+        """What the next attempt is given: until its result, or its first token."""
+        feed = self._watch.feed
+        if entry.generation is not None:
+            return first_token_deadline_s(entry, feed)
+        return attempt_deadline_s(feed.attempts.p99_s, entry.attempt + 1)
 
     def pass_time(self, elapsed_s: float, now: float) -> None:
         """Let time pass: send again what is due by it, as far as the budget of retries lets."""
@@ -138,19 +201,40 @@ class Sender:
                 if not entry.why:  # a copy would only wait at the broker's door behind this one
                     entry.retry_at = self.active_s + entry.deadline_s
                 continue
+            if is_behind_a_prompt(entry, self._ledger.open_entries(), self.active_s):
+                entry.retry_at = self.active_s + GAP_PATIENCE_S
+                continue
+            decoding = feed.plan.decoding
+            if decoding is not None and has_to_wait(
+                entry, self._ledger.open_entries(), self.active_s, decoding.chunk_tokens
+            ):
+                continue  # it stays due
             if not self.can_send() or not feed.budget.spend():
                 return  # they stay due; the budget earns at least a token a second
             why = entry.why or "its deadline has passed"
+            if entry.generation is not None and not entry.why:
+                entry.generation.note_late()
             if self._send(entry):
                 self._reporter.report(EventKind.BATCH_RETRIED, f"batch {entry.batch_id}: {why}")
 
-    def attempt_s(self, entry: Entry, attempt: int, now: float) -> float:
-        """What an attempt of this process has taken until ``now`` (monotonic), in seconds.
+    def release(self, entry: Entry) -> None:
+        """Let the stages forget the sequences of every attempt that may hold any.
 
-        Outages do not count, nor the time in which whoever takes the results was busy.
+        Also of one that has ended by itself: only the last stage knows of that, and at the others
+        its cache would be the more recent one, when room is needed, than a living one's.
         """
-        active_s = self.active_s - entry.active_at[attempt] + ACTIVE_STEP_S
-        return min(now - entry.published_at[attempt], active_s)
+        feed, told = self._watch.feed, set()
+        for attempt in sorted(entry.attempts, reverse=True):
+            key, route = (entry.batch_id, attempt), entry.attempts[attempt].route
+            goes_on = feed.router.is_under_way(key)
+            feed.router.end(key)
+            if goes_on and route not in told:
+                name, cluster = self._settings.name, self._settings.cluster
+                low = self._ledger.low
+                topic, message = release_message(entry, attempt, feed.plan, name, cluster, low)
+                self.releases.append(self._connection.publish(topic, message))
+            told.add(route)  # a later attempt frees what an earlier one holds on its way
+        self.releases = [future for future in self.releases if not future.done()]
 
     def out_of_time(self) -> list[Entry]:
         """Batches that have had the time that the user gives a batch."""
@@ -158,7 +242,13 @@ class Sender:
 
     def send_again_later(self, entry: Entry, why: str) -> None:
         """After a refusal: soon, but not at once, and more slowly each time."""
-        entry.retry_at, entry.why = self.active_s + refusal_delay_s(entry.attempt), why
+        in_vain = entry.attempt if entry.generation is None else entry.generation.idle_attempts
+        entry.retry_at, entry.why = self.active_s + refusal_delay_s(in_vain), why
+
+    def send_this_now(self, entry: Entry, why: str) -> None:
+        """Let this one be due at once."""
+        entry.retry_at, entry.why = self.active_s, why
+        self.is_hurried = True
 
     def send_again_now(self, why: str, device: str | None = None) -> None:
         """Let the attempts that may be lost (with ``device``, or all) be due at once."""

@@ -18,8 +18,8 @@ from PIL import Image
 
 from client.batch import Batch
 from client.images import Pixels, image_suffixes, prepare_image, read_image
-from contract.errors import SourceError
-from contract.plan import ImageInput, Plan, TensorInput
+from contract.errors import PlanError, SourceError
+from contract.plan import ImageInput, ModelInfo, Plan, TensorInput, TokenInput
 from contract.tensor_spec import TensorSpec
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,19 @@ def open_source(
             "use a .npy file or dummy:N"
         )
     return image_source(find_images(text), Path(text), input_spec, labels)
+
+
+def fed_input(model: ModelInfo) -> ImageInput | TensorInput:
+    """What a model takes that sources feed.
+
+    Raises:
+        PlanError: it is a language model: it takes prompts.
+    """
+    if isinstance(model.input, TokenInput):
+        raise PlanError(
+            f"{model.name} is a language model, it takes prompts: use `shardline generate`"
+        )
+    return model.input
 
 
 def find_images(text: str) -> list[Path]:
@@ -235,8 +248,12 @@ def _batch(group: Sequence[Item], tensor_name: str) -> Batch:
 
 
 def source_of_plan(text: str, plan: Plan) -> Source:
-    """:func:`open_source` for what a plan's first stage takes."""
-    return open_source(text, plan.model.input, plan.stages[0].inputs[0], plan.model.labels)
+    """:func:`open_source` for what a plan's first stage takes.
+
+    Raises:
+        PlanError: see :func:`fed_input`. SourceError: see :func:`open_source`.
+    """
+    return open_source(text, fed_input(plan.model), plan.stages[0].inputs[0], plan.model.labels)
 
 
 __all__ = [
@@ -247,6 +264,7 @@ __all__ = [
     "batches",
     "dataset_source",
     "dummy_source",
+    "fed_input",
     "find_images",
     "image_source",
     "numpy_source",

@@ -1,0 +1,1 @@
+"""Watching a cluster: what its messages say, kept as one picture that any view can draw."""
