@@ -1,15 +1,17 @@
 # Everything that a person or CI runs. Each target does its own set-up first.
 #
 #   make demo [MODEL=torchvision:resnet18]   the whole path on this machine, result checked
+#   make demo-llm                            the same with a language model trained on these pages
 #   make test                                lint, types, import rules, tests against a real Mosquitto
 #   make lint                                only the first two
 #   make test-containers                     builds the images, runs them as a fleet, arm64 emulated
-#   make bench                               the benchmarks; prints ratios taken in one run
+#   make bench [FULL=1]                      the short set (or all) of the benchmarks, bench/README.md
 #   make bench-transfer                      a shard over a 100 Mbit/s link; needs root
 #   make bench-cluster                       predictions on emulated devices; needs root
 #   make fuzz [MINUTES=10]                   the decoders against hostile inputs, each so long
 #   make faults                              every fault, 20 seeds, with controls; needs root
 #   make soak                                ten minutes of random faults
+#   make dashboard                           builds the dashboard's front end again; needs npm
 #   make setup                               virtual environment in .venv, Mosquitto
 #
 # TORCH_INDEX_URL: another pip index for torch, such as PyTorch's index of CPU builds, where pip's
@@ -21,7 +23,7 @@ SHELL := /bin/bash
 export TORCH_INDEX_URL
 VENV := .venv/bin
 
-.PHONY: help setup demo test lint fuzz faults soak test-containers bench bench-transfer bench-cluster clean
+.PHONY: help setup demo demo-llm test lint fuzz faults soak test-containers bench bench-transfer bench-cluster dashboard clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -31,6 +33,9 @@ setup:
 
 demo: setup
 	@$(VENV)/shardline demo $(if $(MODEL),--model "$(MODEL)")
+
+demo-llm: setup
+	@$(VENV)/shardline demo --model hf:examples/docs_model
 
 lint: setup
 	$(VENV)/ruff check
@@ -50,12 +55,7 @@ test-containers: setup
 	$(VENV)/python -m pytest tests/containers -n 2 --dist loadfile --durations=5
 
 bench: setup
-	$(VENV)/python -m bench.hop
-	$(VENV)/python -m bench.pipeline
-	$(VENV)/python -m bench.memory
-	$(VENV)/python -m bench.codecs
-	$(VENV)/python -m bench.journal
-	$(VENV)/python -m bench.planning
+	$(VENV)/python -m bench $(if $(FULL),--full)
 
 bench-transfer: setup
 	@[ -d shards/built/demo-digits ] || $(MAKE) demo
@@ -71,6 +71,9 @@ faults: setup
 
 soak: setup
 	$(VENV)/python -m bench.soak --picture docs/pictures/soak.png
+
+dashboard:
+	scripts/dashboard
 
 clean:
 	rm -rf .venv shards/built build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -19,7 +19,7 @@ class Rights(NamedTuple):
 
 
 def device_rights(cluster: str, device: str) -> Rights:
-    """A device takes batches, passes them on, fetches its shard, and tells how it is.
+    """A device takes batches, passes them on, fetches its shard, tells how it is and what time.
 
     It answers a planner and commands nobody, and it feeds no first stage: that is what clients do.
     """
@@ -31,6 +31,7 @@ def device_rights(cluster: str, device: str) -> Rights:
             topics.sent_nack_filter(cluster, device),
             topics.sent_blob_filter(cluster, device),
             topics.sent_answer_filter(cluster, device),
+            topics.sent_clock_filter(cluster, device),
             topics.command_topic(cluster, device, device),  # to itself: the self-test
             topics.metrics_topic(cluster, device),
             topics.event_topic(cluster, device),
@@ -41,6 +42,7 @@ def device_rights(cluster: str, device: str) -> Rights:
             topics.input_filter(cluster, device),
             topics.command_filter(cluster, device),
             topics.blob_filter(cluster, device),
+            topics.clock_filter(cluster, device),
         ),
         never=(topics.sent_input_filter(cluster, device, stage_index=0),),
     )
@@ -74,6 +76,8 @@ def client_rights(cluster: str, client: str) -> Rights:
         write=(
             topics.sent_input_filter(cluster, client, stage_index=0),
             topics.pipeline_metrics_topic(cluster, client),
+            topics.trace_topic(cluster, client),
+            topics.sent_clock_filter(cluster, client),
             topics.event_topic(cluster, client),
             *topics.client_self_topics(cluster, client),  # whoever may not hear itself, says so
         ),
@@ -82,13 +86,16 @@ def client_rights(cluster: str, client: str) -> Rights:
             topics.status_filter(cluster),
             topics.result_filter(cluster, client),
             topics.nack_filter(cluster, client),
+            topics.clock_filter(cluster, client),
             topics.BROKER_DROPPED,
         ),
     )
 
 
-def observer_rights(cluster: str) -> Rights:
-    """An observer writes nothing, and sees no batch."""
+def observer_rights(cluster: str, *, home_assistant: bool = False) -> Rights:
+    """An observer writes nothing, and sees no batch. Home Assistant is one, if the fleet tells it
+    what to show.
+    """
     return Rights(
         write=(),
         read=(
@@ -97,7 +104,16 @@ def observer_rights(cluster: str) -> Rights:
             topics.metrics_filter(cluster),
             topics.event_filter(cluster),
             topics.BROKER_FILTER,
+            *((topics.discovery_filter(cluster),) if home_assistant else ()),
         ),
+    )
+
+
+def announcer_rights(cluster: str) -> Rights:
+    """Who tells Home Assistant writes what it shall show, and knows which devices there are."""
+    return Rights(
+        write=(topics.discovery_filter(cluster),),
+        read=(topics.status_filter(cluster), topics.discovery_filter(cluster)),
     )
 
 
@@ -108,12 +124,13 @@ def health_rights() -> Rights:
 
 def rights_of(fleet: Fleet) -> dict[str, Rights]:
     """Every user of the fleet's broker with its rights."""
-    cluster = fleet.cluster
+    cluster, told = fleet.cluster, fleet.home_assistant is not None
     return {
         **{device.name: device_rights(cluster, device.name) for device in fleet.devices},
         fleet.planner: planner_rights(cluster, fleet.planner),
         **{name: client_rights(cluster, name) for name in fleet.clients},
-        **{name: observer_rights(cluster) for name in fleet.observers},
+        **{name: observer_rights(cluster, home_assistant=told) for name in fleet.observers},
+        **{name: announcer_rights(cluster) for name in fleet.announcers},
         HEALTH_USER: health_rights(),
     }
 

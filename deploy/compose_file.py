@@ -13,8 +13,8 @@ from contract.errors import EnvironmentMissingError
 from deploy.inventory import BROKER_SERVICE, Security
 
 COMPOSE_FILE = "docker-compose.arm64.yml"
-STAGE, PLANNER, CLIENT = "stage", "planner", "client"
-SERVICES = (STAGE, BROKER_SERVICE, PLANNER, CLIENT)
+STAGE, PLANNER, CLIENT, DASHBOARD = "stage", "planner", "client", "dashboard"
+SERVICES = (STAGE, BROKER_SERVICE, PLANNER, CLIENT, DASHBOARD)
 _CERTIFICATE = re.compile(
     r"^( +)SHARDLINE_CERT_FILE: (.*)user\.crt\n +SHARDLINE_KEY_FILE: .*\n", flags=re.MULTILINE
 )

@@ -99,6 +99,7 @@ clients:
   - client
 observers:
   - observer
+# Optional: home_assistant, the name of a user that tells Home Assistant what there is to show.
 """
 
 

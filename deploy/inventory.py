@@ -97,6 +97,7 @@ class Fleet(FrozenModel):
     planner: Name = "planner"
     clients: tuple[Name, ...] = ("client",)
     observers: tuple[Name, ...] = ("observer",)
+    home_assistant: Name | None = None
 
     @model_validator(mode="after")
     def _users_are_unique(self) -> "Fleet":
@@ -158,6 +159,8 @@ class Fleet(FrozenModel):
             yield ("clients", index), name
         for index, name in enumerate(self.observers):
             yield ("observers", index), name
+        if self.home_assistant is not None:
+            yield ("home_assistant",), self.home_assistant
 
     def _device(self, name: str) -> Device | None:
         return next((device for device in self.devices if device.name == name), None)
@@ -166,6 +169,11 @@ class Fleet(FrozenModel):
     def users(self) -> tuple[str, ...]:
         """Every user of the broker, the health check's included."""
         return (*(user for _, user in self._users_with_places()), HEALTH_USER)
+
+    @property
+    def announcers(self) -> tuple[str, ...]:
+        """The user that tells Home Assistant of the fleet, if there is one."""
+        return () if self.home_assistant is None else (self.home_assistant,)
 
     @property
     def broker_address(self) -> str:
@@ -181,6 +189,7 @@ class Fleet(FrozenModel):
             self.planner: "planner",
             **{name: f"clients/{name}" for name in self.clients},
             **{name: f"observers/{name}" for name in self.observers},
+            **{name: f"observers/{name}" for name in self.announcers},
         }
 
     @property

@@ -87,7 +87,19 @@ def observer_readme(fleet: Fleet, name: str) -> str:
     return f"""\
 {name}: watches cluster {fleet.cluster} at {broker}, and can write nothing.
 
-In this folder, which holds the options of mosquitto_sub with the credential:
+In a browser, by a container that serves http://127.0.0.1:8080/ (SHARDLINE_DASHBOARD_ADDRESS in .env
+chooses another address):
+
+    docker compose up -d dashboard
+
+Or with an installed `shardline`, in this folder, whose .env holds their options: in a terminal, in
+a browser without a container, or into files:
+
+    shardline top
+    shardline dashboard
+    shardline metrics --csv records
+
+And with the options of mosquitto_sub, which it holds as well:
 
     XDG_CONFIG_HOME="$PWD" mosquitto_sub -v -t '{topics.metrics_filter(fleet.cluster)}'
     XDG_CONFIG_HOME="$PWD" mosquitto_sub -v -t '{topics.event_filter(fleet.cluster)}'
@@ -95,6 +107,23 @@ In this folder, which holds the options of mosquitto_sub with the credential:
 
 One process at a time: a second one with this name throws the first out of the broker. For more,
 name more observers in fleet.yaml.
+"""
+
+
+def announcer_readme(fleet: Fleet, name: str) -> str:
+    """For whoever tells Home Assistant."""
+    return f"""\
+{name}: tells Home Assistant what there is to show of cluster {fleet.cluster}. It can write nothing
+else, and reads no more than which devices there are.
+
+In this folder, with an installed `shardline`, which reads .env:
+
+    shardline metrics --home-assistant
+    shardline metrics --home-assistant-remove
+
+The first stays, and tells of devices that are new; what it told is kept by the broker when it ends.
+Home Assistant itself connects to {host_and_port(fleet.broker_address, fleet.broker.port)} as an
+observer of its own: give its MQTT integration the files in secrets/ of that observer's folder.
 """
 
 

@@ -7,7 +7,8 @@
     broker/                   mosquitto.conf and all that it names (the broker's host only)
 planner/                      for this machine: .env, docker-compose.yml, secrets/
 clients/<name>/               the same, with a folder for results
-observers/<name>/             .env, mosquitto_sub (its options), secrets/
+observers/<name>/             the same without results, and mosquitto_sub: its options;
+                              who tells Home Assistant has .env and secrets/ only
 ansible/                      a playbook that copies and starts all of it, and its inventory
 """
 
@@ -31,6 +32,7 @@ from deploy.env_file import (
 )
 from deploy.inventory import HEALTH_USER, Fleet, Machine, Security
 from deploy.readme import (
+    announcer_readme,
     broker_host_readme,
     client_readme,
     device_readme,
@@ -83,6 +85,8 @@ def render(inputs: Inputs) -> Files:
         _add(files, f"clients/{name}", _client_files(inputs, name))
     for name in fleet.observers:
         _add(files, f"observers/{name}", _observer_files(inputs, name))
+    for name in fleet.announcers:
+        _add(files, f"observers/{name}", _announcer_files(inputs, name))
     playbooks = {name: Rendered(text) for name, text in inputs.playbook_texts.items()}
     _add(files, "ansible", {**playbooks, "inventory.ini": Rendered(render_inventory(fleet))})
     return files
@@ -189,8 +193,15 @@ def _observer_files(inputs: Inputs, name: str) -> dict[str, Rendered]:
         options |= {"--cert": USER_CERT, "--key": USER_KEY}
     return {
         "README.txt": Rendered(observer_readme(fleet, name)),
-        **_user_files(inputs, name, compose=False),
+        **_user_files(inputs, name, compose=True),
         "mosquitto_sub": _options(options),
+    }
+
+
+def _announcer_files(inputs: Inputs, name: str) -> dict[str, Rendered]:
+    return {
+        "README.txt": Rendered(announcer_readme(inputs.fleet, name)),
+        **_user_files(inputs, name, compose=False),
     }
 
 

@@ -4,16 +4,22 @@ import typer
 
 from shardline.commands import (
     broker,
+    dashboard,
     demo,
     deploy,
     doctor,
+    generate,
     infer,
     journal,
+    metrics,
     plan,
     profile,
     publish,
+    serve,
     show,
     stage,
+    top,
+    trace,
     verify,
 )
 
@@ -25,7 +31,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (demo, plan, profile, show, publish, verify, stage, infer, broker, doctor):
+for command in (
+    *(demo, plan, profile, show, publish, verify, stage, infer, generate, serve),
+    *(trace, top, metrics, dashboard, broker, doctor),
+):
     app.command(name=command.__name__.rpartition(".")[2])(command.run)
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(journal.app, name="journal")

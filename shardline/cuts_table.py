@@ -34,7 +34,8 @@ def print_cuts(graph: SegmentedGraph, as_json: bool) -> None:
     table = new_table(title)
     for column in ("cut", "in", "tensor"):
         table.add_column(column, overflow="fold")
-    for column in ("sends/image", "weights before", "MFLOP before"):
+    unit = "image" if graph.model.decoding is None else "token"
+    for column in (f"sends/{unit}", "weights before", "MFLOP before"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(

@@ -13,7 +13,7 @@ from client.batch import Batch, DeadBatch, Ended
 from client.pipeline import Pipeline
 from client.prefetch import prefetch
 from client.results import ResultWriter, check_result_name, image_results, in_order, result_writer
-from client.sources import Source, batches, open_source
+from client.sources import Source, batches, fed_input, open_source
 from client.summary import Summary, Tally
 from contract.errors import DeliveryError, SettingsError, SourceError
 from contract.metrics import Ledger
@@ -72,9 +72,10 @@ class PipelineFeeder:
     """A pipeline as a :class:`Feeder`."""
 
     def __init__(self, pipeline: Pipeline) -> None:
+        """Raises PlanError where the pipeline runs a language model."""
         plan = pipeline.plan
         self._pipeline = pipeline
-        self.input = plan.model.input
+        self.input = fed_input(plan.model)
         self.tensor = plan.stages[0].inputs[0]
         self.labels = plan.model.labels
         self.batch_size = plan.batch_size

@@ -18,7 +18,7 @@ from client.journal_subject import check_source
 from client.pipeline import Pipeline
 from client.prefetch import prefetch
 from client.results import check_result_name
-from client.sources import Source, batches
+from client.sources import Source, batches, fed_input
 from client.summary import Summary
 from contract.errors import DeliveryError, JournalError
 from contract.metrics import Ledger
@@ -68,7 +68,7 @@ class JournalledRun:
         subject = reader.subject
         if subject.model is None or subject.tensor is None:
             raise JournalError(f"journal {self.journal.path}: does not say which model it is of")
-        known = _Known(subject.model.input, subject.tensor, subject.model.labels)
+        known = _Known(fed_input(subject.model), subject.tensor, subject.model.labels)
         source = open_any_source(self.text, known)
         check_source(subject, self.text, source.identity, self.journal.path)
         return source

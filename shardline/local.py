@@ -53,7 +53,8 @@ def local_pipeline(
         with Publisher(broker.connect, CLUSTER, "planner") as publisher:
             publisher.publish(placed)
         name = random_client_name() if journal is None else journal.client_name()
-        settings = ClientSettings(name=name, cluster=CLUSTER, window=window)
+        # Nobody else can listen to a broker in this process' memory.
+        settings = ClientSettings(name=name, cluster=CLUSTER, window=window, traces=False)
         with Pipeline(settings, broker.connect, journal=journal) as pipeline:
             pipeline.open()
             yield pipeline

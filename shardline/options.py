@@ -103,6 +103,36 @@ Preprocess = Annotated[
     option("--preprocess", "image: uint8 pictures in; none: the model's own tensor; auto: decide."),
 ]
 
+# How a language model chooses its tokens.
+Temperature = Annotated[
+    float, option("--temperature", "0 takes the likeliest token; above, chance.", min=0, max=100)
+]
+SampleTopK = Annotated[
+    int,
+    option(
+        "--top-k",
+        "Choose among so many of the likeliest (0: all).",
+        variable="SAMPLE_TOP_K",
+        min=0,
+        max=2**53,
+    ),
+]
+TopP = Annotated[
+    float,
+    option("--top-p", "Choose among the likeliest that make up this share.", min=0.001, max=1),
+]
+RepetitionPenalty = Annotated[
+    float,
+    option("--repetition-penalty", "Above 1: tokens that were there are less likely.", min=0.01),
+]
+SampleSeed = Annotated[
+    int, option("--seed", "Seed of the chance.", variable="SAMPLE_SEED", min=0, max=2**52)
+]
+TokenizerDir = Annotated[
+    Path | None,
+    option("--tokenizer", "Folder of the tokenizer; default: shards/built/PLAN/tokenizer."),
+]
+
 FleetFile = Annotated[Path, option("--fleet", "File that names the machines of the cluster.")]
 
 DEFAULT_BROKER = "127.0.0.1:1883"

@@ -4,15 +4,20 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from contract.plan import CodecVerification, Plan
-from contract.tensor_spec import BATCH, TensorSpec
+from contract.decoder import Decoding
+from contract.plan import CodecVerification, Plan, Verification
+from contract.tensor_spec import BATCH, TOKENS, TensorSpec
 from shardline.console import size
 
 
 def stages_table(plan: Plan) -> Table:
     """One row a stage: what it holds, what it computes, what it sends on."""
     table = new_table(f"{plan.name}  ·  plan {plan.plan_id}")
-    for column in ("stage", "segments", "weights", "MFLOP", "ms/batch", "sends/image"):
+    decoding = plan.decoding
+    unit = "image" if decoding is None else "token"
+    caches = () if decoding is None else ("caches",)
+    columns = ("stage", "segments", "weights", *caches, "MFLOP", "ms/batch", f"sends/{unit}")
+    for column in columns:
         table.add_column(column, justify="left" if column == "stage" else "right")
     table.add_column("tensor")
     for stage in plan.stages:
@@ -21,6 +26,11 @@ def stages_table(plan: Plan) -> Table:
             str(stage.stage_index),
             f"{stage.first_segment}…{stage.end_segment - 1}",
             size(stage.weight_bytes),
+            *(
+                ()
+                if stage.cache is None or decoding is None
+                else (size(stage.cache.bytes_of(decoding)),)
+            ),
             f"{stage.flops_per_image / 1e6:,.1f}",
             "—" if predicted is None else f"{predicted:.1f}",
             size(stage.output_bytes_per_image),
@@ -63,13 +73,15 @@ def new_table(title: str) -> Table:
 
 def shape(spec: TensorSpec) -> str:
     """One image's share of a tensor: ``64×56×56``; its dtype when it is not float32."""
-    sizes = "×".join(str(size) for size in spec.shape if size != BATCH) or "1"
+    sizes = "×".join(str(size) for size in spec.shape if size not in (BATCH, TOKENS)) or "1"
     return sizes if spec.dtype == "float32" else f"{sizes} {spec.dtype}"
 
 
 def verification_line(plan: Plan) -> str:
     """The comparison at build time in one sentence."""
     check = plan.verification
+    if plan.decoding is not None:
+        return _decoder_line(check)
     share = check.max_abs_difference / check.max_abs_reference if check.max_abs_reference else 0.0
     line = (
         f"sharded equals whole: largest difference {check.max_abs_difference:.2g} "
@@ -82,6 +94,36 @@ def verification_line(plan: Plan) -> str:
     if not check.conclusive:
         line += "; INCONCLUSIVE: the model's answers hardly differ between images"
     return line
+
+
+def _decoder_line(check: Verification) -> str:
+    line = (
+        f"sharded equals whole: logits differ by {check.max_abs_difference:.2g} at most (tolerance "
+        f"{check.tolerance:g}, the largest is {check.max_abs_reference:.3g}), the best token "
+        f"agrees at {check.top1_agreement:.1%} of {check.images} positions"
+    )
+    if check.top1_agreement < 1.0:
+        line += " (the others are near-ties)"
+    line += f", against {check.reference}"
+    if not check.conclusive:
+        line += "; INCONCLUSIVE: the model's answers hardly differ between positions"
+    return line
+
+
+def perplexity_line(decoding: Decoding) -> str:
+    """What quantised weights cost, in one sentence."""
+    text = decoding.text
+    if text is None:
+        return (
+            f"{decoding.quantisation}: the perplexity was not measured, the model's folder has no "
+            "tokenizer.json"
+        )
+    kind = "random tokens, for want of a tokenizer.json" if text.made_up else "tokens of text"
+    change = text.perplexity_quantised / text.perplexity - 1
+    return (
+        f"{decoding.quantisation}: perplexity {text.perplexity_quantised:,.2f} on {text.tokens:,} "
+        f"{kind}, {text.perplexity:,.2f} before ({change:+.1%})"
+    )
 
 
 def _what_codecs_cost(plan: Plan, check: CodecVerification) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from client.sources import open_source
+from client.sources import fed_input, open_source
+from contract.described import DescribedFleet
 from contract.errors import SettingsError, SourceError
 from contract.plan import Codec
 from contract.profile import FleetProfile, load_profile
@@ -16,6 +17,8 @@ from planner.devices.boards import broker_costs, described_basis, described_cost
 from planner.devices.fleet_costs import broker_from_profile, devices_from_profile
 from planner.formulate import Site
 from planner.graph import SegmentedGraph
+from planner.language.profile import unpacked_ratio as decoder_unpacked_ratio
+from planner.language.site import check_fleet, decoder_site
 from planner.partition import partition
 from planner.problem import Problem
 from planner.profiler import Profile, profile_segments, unpacked_ratio
@@ -61,6 +64,35 @@ def site_of_file(path: Path, graph: SegmentedGraph, batch_size: int, threads: in
     return make
 
 
+def decoder_fleet_of_file(path: Path) -> DescribedFleet:
+    """The devices that a YAML file describes, for a language model.
+
+    Raises:
+        SettingsError: the file cannot be read, is a measured profile, or names one.
+    """
+    if path.suffix == MEASURED_SUFFIX:
+        raise SettingsError(
+            f"{path}: profiles of `shardline profile` are of image models; for a language model "
+            "describe the devices in a YAML file, with `kind`, `speed` and `memory`"
+        )
+    fleet = load_device_file(path)
+    check_fleet(fleet)
+    return fleet
+
+
+def decoder_sites(
+    fleet: DescribedFleet, graph: SegmentedGraph, batch_size: int, threads: int
+) -> SiteMaker:
+    """The costs of these devices, once this machine's times are known."""
+
+    def make(profile: Profile) -> Site:
+        limited = any(device.memory_bytes is not None for device in fleet.devices)
+        ratio = decoder_unpacked_ratio(graph, batch_size, threads) if limited else None
+        return decoder_site(fleet, profile, ratio)
+
+    return make
+
+
 def calibration_of(text: str, graph: SegmentedGraph) -> Calibration:
     """The first images of a source of `infer`, at most so many.
 
@@ -68,7 +100,7 @@ def calibration_of(text: str, graph: SegmentedGraph) -> Calibration:
         SourceError: the source holds nothing that the model can take.
     """
     info, spec = graph.model.info, graph.model.inputs[0]
-    source = open_source(text, info.input, spec, info.labels)
+    source = open_source(text, fed_input(info), spec, info.labels)
     items = list(islice(source.items, MAX_CALIBRATION_IMAGES))
     if not items:
         raise SourceError(f"--calibration {text}: none of its pictures could be read")

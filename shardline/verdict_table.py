@@ -26,7 +26,7 @@ def print_findings(plan: Plan, console: Console) -> None:
 def _findings(plan: Plan) -> Iterator[RenderableType]:
     if plan.prediction is not None:
         yield prediction_table(plan)
-        yield Text(gap_line(plan.prediction))
+        yield Text(gap_line(plan.prediction, "images" if plan.decoding is None else "tokens"))
     if plan.verdict is not None:
         yield verdict_table(plan)
         yield Text(f"verdict: {plan.verdict.reason}")
@@ -34,10 +34,10 @@ def _findings(plan: Plan) -> Iterator[RenderableType]:
         yield comparison_table(plan)
 
 
-def gap_line(prediction: Prediction) -> str:
+def gap_line(prediction: Prediction, unit: str = "images") -> str:
     """The expected rate in one line: ``51.3 images/s, optimal; bottleneck: stage 1 on pi-1``."""
     return (
-        f"{figures.rate(prediction.images_per_s)} images/s, {figures.gap_phrase(prediction)}; "
+        f"{figures.rate(prediction.images_per_s)} {unit}/s, {figures.gap_phrase(prediction)}; "
         f"bottleneck: {prediction.bottleneck}"
     )
 
@@ -76,7 +76,8 @@ def verdict_table(plan: Plan) -> RenderableType:
     """
     table = new_table("verdict: ways to use these devices")
     table.add_column("strategy")
-    for column in ("images/s", "alone", "loaded", "memory", "broker/image"):
+    unit = "image" if plan.decoding is None else "token"
+    for column in (f"{unit}s/s", "alone", "loaded", "memory", f"broker/{unit}"):
         table.add_column(column, justify="right")
     table.add_column("")
     problems = []

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from client.batch import Batch, BatchResult, Ended
+from client.sources import fed_input
 from contract.activation import BatchId
 from contract.metrics import Ledger
 from planner.canonical import canonicalise
@@ -18,7 +19,7 @@ class WholeFeeder:
     def __init__(self, model: str, chosen: ImportOptions, threads: int, batch_size: int) -> None:
         with steps("importing the model") as step:
             self._model = open_whole(canonicalise(import_model(model, chosen, step), step), threads)
-        self.input = self._model.info.input
+        self.input = fed_input(self._model.info)
         self.tensor = self._model.inputs[0]
         self.labels = self._model.info.labels
         self.batch_size = batch_size

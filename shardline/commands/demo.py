@@ -26,6 +26,12 @@ def run(
     images: Annotated[
         str | None, option("--images", "Pictures to feed; default: the held-out digits.")
     ] = None,
+    prompt: Annotated[
+        str | None, option("--prompt", "Text that a language model (hf:DIR) goes on with.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, option("--max-tokens", "Tokens to write, at most, of each text.", min=1)
+    ] = None,
     weights: Annotated[
         str | None,
         option("--weights", "As in `plan`; default: the digits' own, random for another model."),
@@ -41,17 +47,22 @@ def run(
 ) -> None:
     """Plan a model, run it in three stage processes over an embedded broker, check the result.
 
-    Ends with 0 only if no batch was lost and the pipeline's answers are the whole model's.
+    Ends with 0 only if no batch was lost and the pipeline's answers are the whole model's. Of a
+    language model (hf:DIR) the answer is a text, token by token the whole model's.
     """
+    from shardline.commands.plan import LANGUAGE_MODELS, plan_name
+
+    if model is not None and model.startswith(LANGUAGE_MODELS):
+        _run_language(model, images, weights, batch, seed, prompt, max_tokens, stages, out, verbose)
+        return
     from broker.connection import Connector
     from broker.embedded import EmbeddedBroker
     from client.batch import BatchResult
     from client.pipeline import Pipeline
     from client.settings import ClientSettings, random_client_name
-    from client.sources import batches, open_source
-    from contract.errors import DeliveryError, VerificationError
+    from client.sources import batches, source_of_plan
+    from contract.errors import DeliveryError, SettingsError, VerificationError
     from contract.plan import Replica
-    from shardline.commands.plan import plan_name
     from shardline.console import err, progress_bar, set_up_logging, steps
     from shardline.console import out as stdout
     from shardline.demo import judge, stage_processes
@@ -59,6 +70,8 @@ def run(
     from shardline.plan_table import verification_line
 
     set_up_logging(verbose)
+    if prompt is not None or max_tokens is not None:
+        raise SettingsError("--prompt and --max-tokens are for language models: --model hf:DIR")
     own_model = model is None
     model = model or DIGITS_MODEL
     weights = weights or (str(DIGITS_WEIGHTS) if own_model else "random")
@@ -108,9 +121,7 @@ def run(
             settings = ClientSettings(name=random_client_name())
             with Pipeline(settings, connect) as pipeline, progress_bar() as bar:
                 pipeline.open()
-                source = open_source(
-                    images, plan.model.input, plan.stages[0].inputs[0], plan.model.labels
-                )
+                source = source_of_plan(images, plan)
                 work = list(batches(source.items, plan.stages[0].inputs[0].name, batch))
                 task = bar.add_task("images", total=sum(b.images for b in work), note="")
                 pipeline.on_metrics = lambda _metrics: check()  # a stage that died ends the demo
@@ -140,6 +151,49 @@ def run(
     if judgement.failures:
         raise VerificationError("; ".join(judgement.failures))
     stdout.print("[green]all of that holds[/]")
+
+
+def _run_language(
+    model: str,
+    images: str | None,
+    weights: str | None,
+    batch: int | None,
+    seed: int,
+    prompt: str | None,
+    max_tokens: int | None,
+    stages: int,
+    folder: Path,
+    verbose: bool,
+) -> None:
+    """The same for a language model.
+
+    Raises:
+        SettingsError: an option that is for image models.
+    """
+    from contract.errors import SettingsError
+    from shardline.commands.plan import plan_name
+    from shardline.console import set_up_logging
+    from shardline.language_demo import MAX_TOKENS, PROMPT, Demo, run_language_demo
+
+    set_up_logging(verbose)
+    for flag, is_given in (
+        ("--images", images is not None),
+        ("--weights", weights is not None),
+        ("--batch", batch is not None),
+        ("--seed", seed != 0),
+    ):
+        if is_given:
+            raise SettingsError(f"{flag} is for image models; {model} is a language model")
+    run_language_demo(
+        Demo(
+            model=model,
+            name=f"demo-{plan_name(model)}",
+            folder=folder,
+            stages=stages,
+            prompt=PROMPT if prompt is None else prompt,
+            max_tokens=max_tokens or MAX_TOKENS,
+        )
+    )
 
 
 def _print(

@@ -184,6 +184,7 @@ def _summary(outcome: "Outcome") -> dict[str, Any]:
     here = [("planner", "planner", fleet.planner)]
     here += [(f"clients/{name}", "client", name) for name in fleet.clients]
     here += [(f"observers/{name}", "mosquitto_sub", name) for name in fleet.observers]
+    here += [(f"observers/{name}", "shardline metrics", name) for name in fleet.announcers]
     rows += [
         {"folder": folder, "for": "this machine", "runs": [runs], "user": user}
         for folder, runs, user in here

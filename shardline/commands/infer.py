@@ -55,6 +55,10 @@ def run(
             "--batch-timeout", "Give a batch up after so many seconds; default: never.", min=0.001
         ),
     ] = None,
+    traces: Annotated[
+        bool,
+        option("--traces/--no-traces", "Publish where each batch's time went (`shardline trace`)."),
+    ] = True,
     broker: options.Broker = options.DEFAULT_BROKER,
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
     username: options.Username = None,
@@ -139,6 +143,7 @@ def run(
                 window=window,
                 ready_timeout_s=ready_timeout,
                 batch_timeout_s=batch_timeout,
+                traces=traces,
             )
             pipeline = stack.enter_context(
                 Pipeline(settings, connect, elsewhere=connect.elsewhere, journal=written)

@@ -11,12 +11,26 @@ from shardline.options import option
 PARTITIONERS = ("exact", "greedy", "even")
 STRATEGIES = ("single", "replicas", "pipeline", "mixed")
 OBJECTIVES = ("throughput", "latency")
+LANGUAGE_MODELS = "hf:"
+_FROM_THE_FOLDER = "is for image models; everything about a language model is in its folder"
+WHY_NOT = {
+    "--codec": "hidden states of language models travel as float32: a few KB a token, and an error "
+    "would stay in every later token",
+    "--max-accuracy-drop": "is for image models; language models travel without loss",
+    "--calibration": "is for image models; --text is what quantised weights are measured on",
+    "--what-if": "weighs codecs and published figures of image models; plan a language model with "
+    "--devices FILE, whose verdict weighs the strategies",
+}
+"""Options that language models refuse, and why."""
 CODECS = ("auto", "float32", "float16", "int8", "int8-per-channel")
 
 
 def run(
     model: Annotated[
-        str, typer.Argument(help="torchvision:NAME, a .onnx file, or module:callable.")
+        str,
+        typer.Argument(
+            help="torchvision:NAME, a .onnx file, module:callable, or hf:DIR (a language model)."
+        ),
     ],
     stages: Annotated[int | None, option("--stages", "How many stages.", min=1)] = None,
     cut: Annotated[
@@ -91,6 +105,34 @@ def run(
     mean: options.Mean = None,
     std: options.Std = None,
     preprocess: options.Preprocess = "auto",
+    context: Annotated[
+        int | None,
+        option(
+            "--context",
+            "hf: positions of a sequence, prompt included; default: 1024, or the model's if fewer.",
+            min=2,
+        ),
+    ] = None,
+    sequences: Annotated[
+        int | None,
+        option("--sequences", "hf: sequences that every stage keeps caches for; default 4.", min=1),
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        option("--chunk", "hf: tokens of a prompt in one message, at most; default 64.", min=1),
+    ] = None,
+    quantise: Annotated[
+        str | None,
+        option("--quantise", "hf: weights as none (float32, the default), int8 or int4."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        option(
+            "--text",
+            "hf: text to measure the perplexity of quantised weights on; default: a part of this "
+            "documentation.",
+        ),
+    ] = None,
     name: Annotated[str | None, option("--name", "Name of the plan; default: the model's.")] = None,
     out: Annotated[Path, option("--out", "Folder of built plans.")] = options.SHARDS_DIR,
     cluster: options.Cluster = options.DEFAULT_CLUSTER,
@@ -124,6 +166,62 @@ def run(
         raise SettingsError("--what-if needs --devices FILE: what there is, or what there could be")
     if strategy is not None and devices is None:
         raise SettingsError("--strategy needs --devices FILE: how to use which devices?")
+    if model.startswith(LANGUAGE_MODELS):
+        from shardline.language_planning import DecoderOptions, plan_decoder
+
+        refuse_for_decoders(
+            {
+                "--weights": weights != "DEFAULT",
+                "--seed": seed != 0,
+                "--num-classes": num_classes is not None,
+                "--input": input_size is not None,
+                "--model-arg": bool(model_arg),
+                "--mean": mean is not None,
+                "--std": std is not None,
+                "--preprocess": preprocess != "auto",
+                "--codec": codec not in ("auto", "float32"),
+                "--max-accuracy-drop": max_accuracy_drop != 0.5,
+                "--calibration": calibration is not None,
+                "--what-if": what_if,
+            }
+        )
+        plan_decoder(
+            DecoderOptions(
+                model=model,
+                context=context,
+                sequences=sequences,
+                chunk=chunk,
+                quantise=quantise,
+                text=text,
+                stages=stages,
+                cut=tuple(cut or ()),
+                list_cuts=list_cuts,
+                batch=batch,
+                device=tuple(device or ()),
+                devices=devices,
+                strategy=strategy,
+                objective=objective,
+                partitioner=partitioner,
+                plan_seconds=plan_seconds,
+                name=name or plan_name(model),
+                out=out,
+                cluster=cluster,
+                threads=threads,
+                as_json=as_json,
+            )
+        )
+        return
+    for flag, given in (
+        ("--context", context),
+        ("--sequences", sequences),
+        ("--chunk", chunk),
+        ("--quantise", quantise),
+        ("--text", text),
+    ):
+        if given is not None:
+            raise SettingsError(
+                f"{flag} is for language models (hf:DIR), {model} is an image model"
+            )
     chosen = import_options(
         weights, seed, num_classes, input_size, model_arg, mean, std, preprocess
     )
@@ -182,6 +280,19 @@ def run(
         stdout.print(f"next: shardline publish {out / built.name}", soft_wrap=True)
 
 
+def refuse_for_decoders(given: dict[str, bool]) -> None:
+    """Refuse what means nothing for a language model, rather than ignore it.
+
+    Raises:
+        SettingsError: an option was given; says why it cannot be.
+    """
+    from contract.errors import SettingsError
+
+    for flag, is_given in given.items():
+        if is_given:
+            raise SettingsError(f"{flag}: {WHY_NOT.get(flag, _FROM_THE_FOLDER)}")
+
+
 def one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
     """Check a word that an option takes.
 
@@ -196,5 +307,6 @@ def one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def plan_name(model: str) -> str:
     """``torchvision:resnet18`` -> resnet18, ``dir/net.onnx`` -> net, ``pkg.mod:make`` -> make."""
+    model = model.rstrip("/")  # a folder's name may end so
     last = model.removesuffix(".onnx").replace("\\", "/").rpartition("/")[2].rpartition(":")[2]
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in last) or "plan"

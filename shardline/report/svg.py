@@ -98,6 +98,12 @@ class Drawing:
         for tag, width in (("stripe-ground", "6"), ("stripe", "2.4")):
             ElementTree.SubElement(pattern, "rect", {"class": tag, "width": width, "height": "6"})
 
+    def style(self, rules: str) -> None:
+        """Carry these CSS rules, for a picture that stands alone; they are a constant of ours."""
+        sheet = ElementTree.Element("style")
+        sheet.text = rules
+        self._root.insert(2, sheet)  # behind the title and the description
+
     def finish(self, height: Number) -> str:
         """The picture as text, ``height`` units high."""
         self._root.set("viewBox", f"0 0 {_text(self.width)} {_text(height)}")
