@@ -5,14 +5,13 @@ Processor time of this thread, not wall time. The yardstick is encode and decode
 as float32, checksum included: what its message costs without any codec.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
+from bench.results import Recorder, names, parser
+from bench.tables import figure, text
 from contract.activation import BatchId, Header, decode, encode
 from contract.codec import CODECS, compress, encoded_bytes, expand
 from contract.tensor_spec import Tensors, TensorSpec
@@ -20,6 +19,15 @@ from contract.tensor_spec import Tensors, TensorSpec
 SHAPES = "1x96x14x14,1x24x56x56,1x256x56x56,8x24x56x56,8x2048x7x7"
 HEADER = Header("0" * 16, BatchId(0, 0), 0, 0, 1, ("pi-0", "pi-1"), "bench", 0)
 Row = dict[str, float | str]
+COLUMNS = (
+    text("tensor", "shape"),
+    text("codec", "codec"),
+    figure("size", "size", 3),
+    figure("compress, ms a MB", "compress_ms_per_mb", 2),
+    figure("expand", "expand_ms_per_mb", 2),
+    figure("encode + decode", "message_ms_per_mb", 2),
+    figure("against encode + decode", "ratio", 1),
+)
 
 
 def measure(shape: tuple[int, ...], rounds: int) -> list[Row]:
@@ -77,27 +85,16 @@ def _interleaved(
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", default=SHAPES, help="such as 1x256x56x56, comma-separated")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the rows here too")
-    arguments = parser.parse_args()
-    print(
-        "tensor           codec              size   compress     expand  ms/MB of float32   "
-        "against encode + decode"
+    options = parser(__doc__, rounds=15)
+    options.add_argument(
+        "--shapes", type=names, default=names(SHAPES), help="such as 1x256x56x56, comma-separated"
     )
-    rows: list[Row] = []
-    for text in arguments.shapes.split(","):
-        for row in measure(tuple(map(int, text.split("x"))), arguments.rounds):
-            rows.append(row)
-            print(
-                f"{row['shape']:16} {row['codec']:16} {row['size']:6.3f} "
-                f"{row['compress_ms_per_mb']:10.3f} {row['expand_ms_per_mb']:10.3f} "
-                f"{'':18} {row['ratio']:6.2f} of {row['message_ms_per_mb']:.3f} ms/MB",
-                flush=True,
-            )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    chosen = options.parse_args()
+    recorder = Recorder("codecs", COLUMNS, chosen.json)
+    for shape in chosen.shapes:
+        for row in measure(tuple(map(int, shape.split("x"))), chosen.rounds):
+            recorder.add(row)
+    recorder.finish()
 
 
 if __name__ == "__main__":

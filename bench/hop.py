@@ -9,7 +9,6 @@ TCP_NODELAY set. One message is under way at a time; rounds of the two alternate
 """
 
 import argparse
-import json
 import os
 import queue
 import socket
@@ -26,12 +25,25 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from bench.identity_plan import make_identity_plan
+from bench.processes import confine_to_two_cpus
+from bench.results import Recorder, numbers, parser
+from bench.rounds import ratio_spread, take_turns
+from bench.tables import Column, figure, ratio, show_bytes
 from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from client.batch import Batch, BatchResult
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
 from planner.publish import Publisher
+
+COLUMNS = (
+    Column("message", lambda row: show_bytes(row["size_bytes"]), is_text=True),
+    figure("ours, p50 ms", "ours_p50_ms", 2),
+    figure("p95", "ours_p95_ms", 2),
+    figure("bare, p50 ms", "bare_p50_ms", 2),
+    figure("p95", "bare_p95_ms", 2),
+    ratio("ours / bare", "ratio"),
+)
 
 
 class Echo:
@@ -43,6 +55,7 @@ class Echo:
         stack.callback(process.wait)
         stack.callback(process.terminate)
         assert process.stdout is not None
+        stack.callback(process.stdout.close)
         process.stdout.readline()
         self._answers: queue.SimpleQueue[bytes | bytearray] = queue.SimpleQueue()
         self._client = _paho("ping", port)
@@ -88,7 +101,7 @@ def serve_echo(port: int) -> None:
         time.sleep(0.5)
 
 
-def measure(kilobytes: int, rounds: int, count: int) -> dict[str, float]:
+def measure(kilobytes: int, rounds: int, count: int) -> dict[str, Any]:
     """One row; milliseconds a hop."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -108,52 +121,47 @@ def measure(kilobytes: int, rounds: int, count: int) -> dict[str, float]:
         echo = Echo(broker.port, stack)
         tensor = np.random.default_rng(0).standard_normal((1, kilobytes * 250)).astype(np.float32)
         batch, payload = Batch({"x": tensor}, ("x",)), tensor.tobytes()
-        ours: list[float] = []
-        bare: list[float] = []
-        for round_number in range(rounds + 1):
-            for end in pipeline.run([batch] * count):
-                assert isinstance(end, BatchResult)
-                ours.append(end.latency_ms / 2000)
-            bare += [echo.round_trip_s(payload) / 2 for _ in range(count)]
-            if round_number == 0:  # warm-up
-                ours.clear()
-                bare.clear()
-    ours_p50, ours_p95 = (float(np.percentile(ours, p)) * 1000 for p in (50, 95))
-    bare_p50, bare_p95 = (float(np.percentile(bare, p)) * 1000 for p in (50, 95))
-    return {
-        "kilobytes": kilobytes,
-        "ours_p50_ms": round(ours_p50, 3),
-        "ours_p95_ms": round(ours_p95, 3),
-        "bare_p50_ms": round(bare_p50, 3),
-        "bare_p95_ms": round(bare_p95, 3),
-        "ratio_p50": round(ours_p50 / bare_p50, 2),
-    }
+
+        def through_shardline() -> list[float]:
+            ends = list(pipeline.run([batch] * count))
+            assert all(isinstance(end, BatchResult) for end in ends)
+            return [end.latency_ms / 2 for end in ends if isinstance(end, BatchResult)]
+
+        def bare() -> list[float]:
+            return [echo.round_trip_s(payload) * 500 for _ in range(count)]
+
+        sides = {"ours": through_shardline, "bare": bare}
+        take_turns(sides, 1)  # warm-up
+        found = take_turns(sides, rounds)
+    return row(kilobytes, found)
+
+
+def row(kilobytes: int, found: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """One row of the table, from the ms of each hop by side and round. Pure."""
+    made: dict[str, Any] = {"size_bytes": kilobytes * 1000}
+    for side, rounds in found.items():
+        together = np.concatenate(rounds)
+        made[f"{side}_p50_ms"] = round(float(np.percentile(together, 50)), 3)
+        made[f"{side}_p95_ms"] = round(float(np.percentile(together, 95)), 3)
+    medians = {side: [float(np.median(one)) for one in rounds] for side, rounds in found.items()}
+    return {**made, "ratio": ratio_spread(medians["ours"], medians["bare"])}
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", default="1,75,300,1600,5000", help="kilobytes")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--json", type=Path, help="write the rows here too")
-    parser.add_argument("--echo", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.echo is not None:
-        serve_echo(arguments.echo)
+    options = parser(__doc__, rounds=3)
+    options.add_argument("--sizes", type=numbers, default=[1, 75, 300, 1600, 5000], help="KB")
+    options.add_argument("--count", type=int, default=100)
+    options.add_argument("--echo", type=int, help=argparse.SUPPRESS)
+    chosen = options.parse_args()
+    if chosen.echo is not None:
+        serve_echo(chosen.echo)
         return
-    rows = []
-    print("one QoS 1 hop, ms      ours p50     p95   bare p50     p95   ours/bare")
-    for kilobytes in map(int, arguments.sizes.split(",")):
-        row = measure(kilobytes, arguments.rounds, arguments.count)
-        rows.append(row)
-        print(
-            f"{kilobytes:8,} KB        {row['ours_p50_ms']:10.3f} {row['ours_p95_ms']:7.3f} "
-            f"{row['bare_p50_ms']:10.3f} {row['bare_p95_ms']:7.3f}   {row['ratio_p50']:9.2f}",
-            flush=True,
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    confine_to_two_cpus()
+    recorder = Recorder("hop", COLUMNS, chosen.json)
+    for kilobytes in chosen.sizes:
+        recorder.add(measure(kilobytes, chosen.rounds, chosen.count))
+    recorder.finish()
 
 
 if __name__ == "__main__":

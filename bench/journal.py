@@ -9,8 +9,6 @@ model in two stages (``--model ''`` leaves it out). The journal keeps each input
 as for a program, or only where it was read (``positions``), as for `shardline infer`.
 """
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -24,7 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.identity_plan import make_identity_plan
-from bench.pipeline import prepare, start_stages
+from bench.pinned_pipeline import prepare, start_stages
+from bench.results import PLANS, Recorder, parser
+from bench.rounds import ratio_spread
+from bench.tables import figure, ratio, text
 from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from client.batch import Batch, BatchResult
@@ -35,6 +36,17 @@ from contract.plan import Plan
 from planner.publish import Publisher
 
 WARM_UP_S = 1.0
+COLUMNS = (
+    text("work", "work"),
+    text("kept", "kept"),
+    text("synchronous", "synchronous"),
+    ratio("batches/s, with / without", "ratio"),
+    figure("without", "without_batches_per_s"),
+    figure("with", "with_batches_per_s"),
+    figure("client CPU ms a batch, without", "without_cpu_ms", 2),
+    figure("with", "with_cpu_ms", 2),
+    figure("journal, KB a batch", "journal_kb_per_batch"),
+)
 
 
 def rate(
@@ -85,7 +97,7 @@ def measure(
         if name.isdigit():
             plan = start_identity(folder, broker, int(name) * 1000, stack)
         else:
-            plan, _whole = prepare(name, 1, plans)
+            plan = prepare(name, 1, plans).pipeline
             start_stages(plan, plans, str(broker.address), stack)
         with Publisher(connect, "default", "planner") as publisher:
             publisher.publish(plan)
@@ -111,62 +123,43 @@ def measure(
                 cpu_ms[which].append(each_ms)
         count = journal.next_seq()
         size_bytes = (folder / "bench.journal").stat().st_size
-    ratios = [with_ / without for without, with_ in zip(*rates, strict=True)]
     return {
         "work": f"{name} KB" if name.isdigit() else name,
         "kept": "positions" if positions else "inputs",
         "synchronous": synchronous,
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
+        "ratio": ratio_spread(rates[1], rates[0]),
         "without_batches_per_s": round(statistics.median(rates[0]), 1),
         "with_batches_per_s": round(statistics.median(rates[1]), 1),
         "without_cpu_ms": round(statistics.median(cpu_ms[0]), 2),
         "with_cpu_ms": round(statistics.median(cpu_ms[1]), 2),
-        "journal_bytes_per_batch": size_bytes // max(1, count),
+        "journal_kb_per_batch": round(size_bytes / max(1, count) / 1e3, 1),
     }
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", default="4,75", help="kilobytes")
-    parser.add_argument("--model", default="mobilenet_v2")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--plans", type=Path, default=Path("shards/built/bench"))
-    parser.add_argument("--json", type=Path, help="write the rows here too")
-    arguments = parser.parse_args()
-    arguments.plans.mkdir(parents=True, exist_ok=True)
-    works = [*arguments.sizes.split(","), *filter(None, [arguments.model])]
+    options = parser(__doc__, rounds=7, seconds=3.0)
+    options.add_argument("--sizes", default="4,75", help="kilobytes")
+    options.add_argument("--model", default="mobilenet_v2")
+    options.add_argument("--plans", type=Path, default=PLANS)
+    chosen = options.parse_args()
+    chosen.plans.mkdir(parents=True, exist_ok=True)
+    works = [*chosen.sizes.split(","), *filter(None, [chosen.model])]
     modes: list[tuple[Synchronous, bool]] = [("normal", True), ("normal", False), ("full", True)]
-    rows = []
-    print("with a journal / without, same devices, in turns")
-    print(
-        "work            kept        sync     ratio (min…max)      without     with  "
-        "client CPU ms   KB a batch"
-    )
+    recorder = Recorder("journal", COLUMNS, chosen.json)
     for work in works:
         for synchronous, positions in modes:
-            row = measure(
-                work,
-                arguments.rounds,
-                arguments.seconds,
-                synchronous,
-                positions=positions,
-                plans=arguments.plans,
+            recorder.add(
+                measure(
+                    work,
+                    chosen.rounds,
+                    chosen.seconds,
+                    synchronous,
+                    positions=positions,
+                    plans=chosen.plans,
+                )
             )
-            rows.append(row)
-            print(
-                f"{row['work']:14}  {row['kept']:10}  {row['synchronous']:6}"
-                f"  {row['ratio']:.3f} ({row['ratio_min']:.3f}…{row['ratio_max']:.3f})"
-                f"  {row['without_batches_per_s']:9}  {row['with_batches_per_s']:9}"
-                f"  {row['without_cpu_ms']:5} {row['with_cpu_ms']:5}"
-                f"  {row['journal_bytes_per_batch'] / 1e3:8.1f}",  # type: ignore[operator]
-                flush=True,
-            )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    recorder.finish()
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ The model is cut where half of its weights lie on each side. Each stage process 
 bytes). Mapped weights count as resident once touched. Linux only.
 """
 
-import argparse
-import json
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
@@ -16,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.pinned_pipeline import short_name, spec_of
 from bench.processes import resident
+from bench.results import PLANS, Recorder, parser
+from bench.tables import figure, text
 from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from client.batch import Batch
@@ -34,6 +35,13 @@ from planner.request import PlanRequest
 BATCHES = 20
 AIM_BASE_BYTES = 90e6
 AIM_FACTOR = 1.3
+COLUMNS = (
+    text("process", "process"),
+    figure("weights, MB", "weights_mb", 0),
+    figure("steady", "steady_mb", 0),
+    figure("peak", "peak_mb", 0),
+    figure("aim", "aim_mb", 0),
+)
 
 
 def half_weight_cut(graph: SegmentedGraph) -> str:
@@ -48,11 +56,12 @@ def half_weight_cut(graph: SegmentedGraph) -> str:
 
 def prepare(model: str, batch: int, folder: Path) -> tuple[Plan, Plan]:
     """The model in two halves, and whole."""
-    names = [f"{model}-{batch}-halves", f"{model}-{batch}-all"]
+    short = short_name(model)
+    names = [f"{short}-{batch}-halves", f"{short}-{batch}-all"]
     with suppress(PlanError):  # there is none yet, or of an older format
         halves, whole = (load_plan(folder / name) for name in names)
         return halves, whole
-    imported = import_model(f"torchvision:{model}", ImportOptions(weights="random"))
+    imported = import_model(spec_of(model), ImportOptions(weights="random"))
     graph = segment_graph(canonicalise(imported))
     cuts = ((half_weight_cut(graph),), ())
     plans = []
@@ -111,15 +120,12 @@ def measure(plan: Plan, folder: Path, prepack: bool) -> list[dict[str, object]]:
 def torch_only() -> dict[str, object]:
     """A process that has imported torch and nothing else."""
     code = "import torch, sys; print('ready', flush=True); sys.stdin.read()"
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    process.stdout.readline()
-    steady, peak = resident(process.pid)
-    process.stdin.close()
-    process.wait()
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        steady, peak = resident(process.pid)
     return {
         "process": "import torch, nothing else",
         "weights_mb": 0.0,
@@ -131,26 +137,19 @@ def torch_only() -> dict[str, object]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--plans", type=Path, default=Path("shards/built/bench"))
-    parser.add_argument("--json", type=Path, help="write the rows here too")
-    arguments = parser.parse_args()
-    halves, whole = prepare(arguments.model, arguments.batch, arguments.plans)
-    rows = [torch_only()]
+    options = parser(__doc__)
+    options.add_argument("--model", default="resnet50")
+    options.add_argument("--batch", type=int, default=1)
+    options.add_argument("--plans", type=Path, default=PLANS)
+    chosen = options.parse_args()
+    halves, whole = prepare(chosen.model, chosen.batch, chosen.plans)
+    recorder = Recorder("memory", COLUMNS, chosen.json)
+    recorder.add(torch_only())
     for prepack in (True, False):
-        rows += measure(halves, arguments.plans, prepack)
-        rows += measure(whole, arguments.plans, prepack)
-    print(f"{'process':38} {'weights':>8} {'steady':>8} {'peak':>8} {'aim':>8}   MB")
-    for row in rows:
-        aim = "" if row["aim_mb"] is None else f"{row['aim_mb']:8}"
-        print(
-            f"{row['process']:38} {row['weights_mb']:8} {row['steady_mb']:8} "
-            f"{row['peak_mb']:8} {aim:>8}"
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        for plan in (halves, whole):
+            for row in measure(plan, chosen.plans, prepack):
+                recorder.add(row)
+    recorder.finish()
 
 
 if __name__ == "__main__":

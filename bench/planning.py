@@ -7,11 +7,12 @@ bound). Without a model, times, weights and edges are fixed numbers in the propo
 DenseNet121 on a Raspberry Pi 5; with one, they are those of its graph, by arithmetic operations.
 """
 
-import argparse
 import itertools
 import time
 from dataclasses import dataclass, replace
 
+from bench.results import Recorder, parser
+from bench.tables import figure, text
 from contract.prediction import Strategy
 from planner.partition import partition
 from planner.problem import MB, BrokerCosts, DeviceCosts, Link, Problem, RelayCosts
@@ -36,6 +37,19 @@ KINDS = (
     ("pi4", 2.6, 1500, 110.0),
     ("pi3", 6.5, 450, 11.0),
     ("zero2", 9.0, 180, 4.0),
+)
+
+
+COLUMNS = (
+    text("devices", "devices"),
+    text("strategy", "strategy"),
+    text("objective", "objective"),
+    figure("value", "value"),
+    text("", "unit"),
+    figure("gap, %", "gap_percent", 2),
+    figure("stages", "stages", 0),
+    figure("devices used", "devices_used", 0),
+    figure("seconds", "seconds"),
 )
 
 
@@ -144,25 +158,29 @@ def cases(model: str | None) -> list[Case]:
 
 def main() -> None:
     """Print one row for each fleet and question."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--model", help="as `shardline plan` takes it; default: fixed numbers")
-    options = parser.parse_args()
-    print("| devices | strategy | objective | value | bound | gap | stages | used | seconds |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for case in cases(options.model):
-        rules = Rules(case.strategy, objective=case.objective, seconds=options.seconds)
+    options = parser(__doc__)
+    options.add_argument("--seconds", type=float, default=10.0, help="for one question, at most")
+    options.add_argument("--model", help="as `shardline plan` takes it; default: fixed numbers")
+    chosen = options.parse_args()
+    recorder = Recorder("planning", COLUMNS, chosen.json)
+    for case in cases(chosen.model):
+        rules = Rules(case.strategy, objective=case.objective, seconds=chosen.seconds)
         started = time.perf_counter()
         found = partition(case.problem, rules)
-        taken = time.perf_counter() - started
-        unit = "batches/s" if case.objective == "throughput" else "ms"
-        gap = abs(found.bound - found.value) / found.bound
-        used = sum(len(stage.devices) for stage in found.stages)
-        print(
-            f"| {case.name} | {case.strategy} | {case.objective} | {found.value:.3f} {unit} "
-            f"| {found.bound:.3f} | {gap:.2%} | {len(found.stages)} | {used} | {taken:.2f} |",
-            flush=True,
+        recorder.add(
+            {
+                "devices": case.name,
+                "strategy": case.strategy,
+                "objective": case.objective,
+                "value": found.value,
+                "unit": "batches/s" if case.objective == "throughput" else "ms",
+                "gap_percent": 100 * abs(found.bound - found.value) / found.bound,
+                "stages": len(found.stages),
+                "devices_used": sum(len(stage.devices) for stage in found.stages),
+                "seconds": time.perf_counter() - started,
+            }
         )
+    recorder.finish()
 
 
 if __name__ == "__main__":

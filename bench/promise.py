@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.identity_plan import make_identity_plan
-from bench.pipeline import prepare
+from bench.pinned_pipeline import prepare
 from broker.connection import Connector
 from broker.embedded import EmbeddedBroker
 from broker.transport import BrokerAddress
@@ -125,7 +125,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
             width = (1, arguments.identity * 250)
             batch = Batch({"x": generator.standard_normal(width).astype(np.float32)}, ("x",))
         else:
-            plan, _ = prepare(arguments.model, arguments.batch, arguments.plans)
+            plan = prepare(arguments.model, arguments.batch, arguments.plans).pipeline
             shards = arguments.plans / plan.name
             shape = tuple(int(size) for size in plan.stages[0].inputs[0].shape[1:])
             pixels = generator.integers(0, 256, (arguments.batch, *shape), dtype=np.uint8)

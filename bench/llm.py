@@ -1,0 +1,286 @@
+"""Tokens a second: a language model in two stages over MQTT, whole in one process, in transformers.
+
+    python -m bench.llm [--shape gpt2-124m] [--contexts 64,900] [--tokens 48] [--rounds 5]
+
+Random weights of GPT-2's shape, greedy, one thread a process. Stage k is pinned to processor k,
+every process that decodes alone to the first; broker and client share both. All go on behind the
+same prompts, whose own computing is not counted, and write the same tokens, which is looked at. The
+sides take turns; each ratio is taken within one round. Four sequences go through the pipeline once
+as two batches of two rows and once as four of one; the process that they are held against decodes
+the four as one batch.
+
+What a hop costs is what a token takes beside the stages' own computing (by the traces), divided by
+the hops: as many as stages, since the last one's token goes back to the first.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.llm_models import SEQUENCES, SHAPES, Ids, TextPlans, prepare_text, prompt_ids
+from bench.llm_workers import Decoded, TextWorker
+from bench.pinned_pipeline import PinnedPipeline
+from bench.processes import confine_to_two_cpus
+from bench.results import PLANS, Recorder, numbers, parser
+from bench.rounds import Spread, ratio_spread, spread, take_turns
+from bench.tables import Row, figures, ratio, text
+from client.batch import DeadBatch, Tokens
+from client.generation.pipeline import TokenPipeline
+from client.generation.request import batch_of, make_request
+from client.settings import ClientSettings
+from contract.decoder import Sampling
+
+WARM_UP_TOKENS = 4
+ONE, FOUR, INT4 = "one process", "one process, 4 as a batch", "one process, int4"
+TRANSFORMERS, PIPELINE = "transformers", "2 stages"
+PAIRS, SINGLES = "2 stages, 2 batches of 2", "2 stages, 4 batches of 1"
+COMPARISONS = (
+    (PIPELINE, ONE, ">= 0.9"),
+    (PAIRS, FOUR, ">= 1.5, the better one"),
+    (SINGLES, FOUR, ">= 1.5, the better one"),
+    (INT4, ONE, ">= 2"),
+    (ONE, TRANSFORMERS, None),
+)
+Texts = dict[tuple[str, int], list[list[int]]]
+"""What a side has written behind how many tokens, one list for each sequence."""
+COLUMNS = (
+    text("what", "what"),
+    text("against", "against"),
+    ratio("speed", "speed"),
+    figures("ms a token: this, the other", "ms", 2),
+    ratio("ms a hop", "hop_ms"),
+    text("aim", "aim"),
+)
+
+
+class Passed(NamedTuple):
+    """What came through a pipeline. ``compute_ms``: of all stages together, for a message."""
+
+    ms_per_token: float
+    compute_ms: float
+    tokens: list[list[int]]
+
+
+def decode(pipeline: TokenPipeline, prompts: Sequence[Ids], tokens: int) -> Passed:
+    """Let every one of ``prompts``, (rows, tokens) each, go on as a batch by so many tokens.
+
+    Counted is from when all of them have their first token until the first one has its last: as
+    long as all are in flight.
+
+    Raises:
+        RuntimeError: a batch was given up.
+    """
+    plan = pipeline.plan
+    batches = [
+        batch_of(
+            [make_request(row.tolist(), Sampling(), tokens + 1, plan) for row in ids],
+            [f"{number}-{row}" for row in range(len(ids))],
+        )
+        for number, ids in enumerate(prompts)
+    ]
+    found: dict[str, list[int]] = {name: [] for batch in batches for name in batch.names}
+    computed: list[float] = []
+    begun = last = 0.0
+    counted, is_over = 0, False
+    for event in pipeline.generate(batches):
+        if isinstance(event, DeadBatch):
+            raise RuntimeError(f"a batch was given up: {event.detail}")
+        if not isinstance(event, Tokens):
+            continue
+        now = time.perf_counter()
+        for name, token in zip(event.batch.names, event.token_ids, strict=True):
+            assert token is not None
+            found[name].append(token)
+        if is_over:
+            continue
+        last = now
+        if begun:
+            counted += len(event.token_ids)
+            is_over = len(found[event.batch.names[0]]) > tokens
+            computed.append(sum(hop.finished_us - hop.started_us for hop in event.hops) / 1e3)
+        elif all(found.values()):
+            begun = last
+    return Passed(
+        (last - begun) / counted * 1e3, statistics.mean(computed), [*map(list, found.values())]
+    )
+
+
+class Sides:
+    """All that is measured, each as a function that returns milliseconds for a token."""
+
+    def __init__(self, plans: TextPlans, tokens: int, cpus: tuple[int, int]) -> None:
+        self._plans, self._tokens, self._cpus = plans, tokens, cpus
+        self._stack = ExitStack()
+        self.texts: Texts = {}
+        self.hops_ms: list[float] = []
+
+    def __enter__(self) -> "Sides":
+        try:
+            plans, alone = self._plans, self._cpus[0]
+            site = self._stack.enter_context(
+                PinnedPipeline(plans.pipeline, plans.folder, self._cpus)
+            )
+            self._pipeline = self._stack.enter_context(
+                TokenPipeline(ClientSettings("bench"), site.connect)
+            )
+            self._pipeline.open()
+            whole, int4 = plans.folder / plans.whole.name, plans.folder / plans.int4.name
+            commands = {
+                ONE: ("shard", whole, 1),
+                FOUR: ("shard", whole, SEQUENCES),
+                INT4: ("shard", int4, 1),
+                TRANSFORMERS: ("transformers", plans.model, 1),
+            }
+            self._workers = {
+                name: self._stack.enter_context(TextWorker(*command, alone))
+                for name, command in commands.items()
+            }
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stack.close()
+
+    def worker(self, name: str, context: int) -> Callable[[], float]:
+        """One of the processes that decode alone."""
+
+        def measure() -> float:
+            worker = self._workers[name]
+            worker.decode(context, WARM_UP_TOKENS)  # where it was elsewhere, its prompt anew
+            done: Decoded = worker.decode(context, self._tokens)
+            self.texts[name, context] = done.tokens
+            return done.ms_per_token
+
+        return measure
+
+    def pipeline(self, name: str, batches: int, rows: int, context: int) -> Callable[[], float]:
+        """The pipeline with so many batches of so many sequences."""
+        ids = prompt_ids(batches * rows, context, self._plans.vocabulary)
+        prompts = [ids[at : at + rows] for at in range(0, len(ids), rows)]
+
+        def measure() -> float:
+            done = decode(self._pipeline, prompts, self._tokens)
+            self.texts[name, context] = done.tokens
+            if len(ids) == 1:
+                beside = done.ms_per_token - done.compute_ms
+                self.hops_ms.append(beside / self._plans.pipeline.num_stages)
+            return done.ms_per_token
+
+        return measure
+
+
+def measure(plans: TextPlans, contexts: Sequence[int], tokens: int, rounds: int) -> "Found":
+    """Run all sides in turns.
+
+    Args:
+        plans: of the model.
+        contexts: the short one, at which all are compared, and the long one.
+        tokens: that are counted in a round.
+        rounds: how many.
+
+    Raises:
+        RuntimeError: a batch was given up.
+    """
+    short, long = contexts
+    cpus = confine_to_two_cpus()
+    with Sides(plans, tokens, cpus) as sides:
+        calls = {
+            **{name: sides.worker(name, short) for name in (ONE, FOUR, INT4, TRANSFORMERS)},
+            PIPELINE: sides.pipeline(PIPELINE, 1, 1, short),
+            PAIRS: sides.pipeline(PAIRS, 2, 2, short),
+            SINGLES: sides.pipeline(SINGLES, 4, 1, short),
+        }
+        for warm_up in calls.values():
+            warm_up()
+        sides.hops_ms.clear()
+        found = take_turns(calls, rounds)
+        hops = [*sides.hops_ms]
+        both = {
+            (PIPELINE, short): calls[PIPELINE],
+            (PIPELINE, long): sides.pipeline(PIPELINE, 1, 1, long),
+            (ONE, short): calls[ONE],
+            (ONE, long): sides.worker(ONE, long),
+        }
+        at_both = take_turns({f"{name}, {at}": call for (name, at), call in both.items()}, rounds)
+        return Found(found, at_both, hops, sides.texts)
+
+
+class Found(NamedTuple):
+    """Milliseconds for a token by side and round: at the short context, and at both; what a hop
+    cost; the last text of each side."""
+
+    short: dict[str, list[float]]
+    both: dict[str, list[float]]
+    hops_ms: list[float]
+    texts: Texts
+
+
+def rows_of(found: Found, contexts: Sequence[int]) -> list[Row]:
+    """The table. Pure."""
+    rows: list[Row] = [
+        {
+            "what": this,
+            "against": other,
+            "speed": ratio_spread(found.short[other], found.short[this]),
+            "ms": [_median(found.short[this]), _median(found.short[other])],
+            "aim": aim,
+        }
+        for this, other, aim in COMPARISONS
+    ]
+    short, long = contexts
+    for name in (PIPELINE, ONE):
+        far, near = found.both[f"{name}, {long}"], found.both[f"{name}, {short}"]
+        rows.append(
+            {
+                "what": f"{name}, behind {long} tokens",
+                "against": f"behind {short}",
+                "speed": ratio_spread(near, far),
+                "ms": [_median(far), _median(near)],
+                "aim": "as one process's" if name == PIPELINE else None,
+            }
+        )
+    hop: Spread = spread(found.hops_ms)
+    return [*rows, {"what": "a hop, beside computing", "hop_ms": hop, "aim": "< 1 ms"}]
+
+
+def others(texts: Texts) -> list[str]:
+    """Sides of float32 that have written something else than one process has. Pure."""
+    return [
+        f"{name} behind {context} tokens"
+        for (name, context), rows in texts.items()
+        if name != INT4 and rows[0] != texts[ONE, context][0]
+    ]
+
+
+def _median(values: Sequence[float]) -> float:
+    return round(statistics.median(values), 3)
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--shape", choices=SHAPES, default="gpt2-124m")
+    options.add_argument("--contexts", type=numbers, default=[64, 900], help="SHORT,LONG")
+    options.add_argument("--tokens", type=int, default=48, help="of a side in a round")
+    options.add_argument("--plans", type=Path, default=PLANS)
+    chosen = options.parse_args()
+    recorder = Recorder("llm", COLUMNS, chosen.json)
+    found = measure(
+        prepare_text(chosen.shape, chosen.plans), chosen.contexts, chosen.tokens, chosen.rounds
+    )
+    for row in rows_of(found, chosen.contexts):
+        recorder.add(row)
+    for name in others(found.texts):
+        recorder.note(
+            f"Of another text than one process's: {name} (random weights have near ties)."
+        )
+    recorder.finish()
+
+
+if __name__ == "__main__":
+    main()
