@@ -94,15 +94,25 @@ def start_stage(connect: Connect, cluster: str) -> Iterator[StartStage]:
 
 
 MODEL_FILES = ("test_cut_points.py", "test_split_equals_whole.py", "test_splitting_rules.py")
-"""They share exported models, each of which takes torch many seconds: one process has them all."""
+"""They share exported models, each of which takes torch many seconds."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs in one process where several run: those of models, first; the tests of a file."""
+    """What runs in one process where several run: the tests of a model, those first; of a file.
+
+    The faults are long and share nothing: each goes where there is room.
+    """
     items.sort(key=lambda item: item.path.name not in MODEL_FILES)
     for item in items:
-        group = "models" if item.path.name in MODEL_FILES else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.path.name != "test_faults.py":
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    call = getattr(item, "callspec", None)
+    model = None if call is None else call.params.get("torchvision_model")
+    return str(item.path) if model is None else f"model {model}"
 
 
 def let_mosquitto_in(folder: Path) -> None:

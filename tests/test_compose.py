@@ -24,6 +24,7 @@ def test_what_plain_up_starts_is_the_stage() -> None:
         "broker": ["broker"],
         "planner": ["planner"],
         "client": ["client"],
+        "dashboard": ["dashboard"],
     }
 
 
@@ -50,14 +51,17 @@ def test_every_service_is_bounded(name: str) -> None:
 
 
 @each_service
-def test_only_the_broker_opens_a_port(name: str) -> None:
-    expected = ["${SHARDLINE_BROKER_PORT:-8883}:8883"] if name == "broker" else None
-    assert SERVICES[name].get("ports") == expected
+def test_only_the_broker_opens_a_port_to_the_network(name: str) -> None:
+    expected = {
+        "broker": ["${SHARDLINE_BROKER_PORT:-8883}:8883"],
+        "dashboard": ["${SHARDLINE_DASHBOARD_ADDRESS:-127.0.0.1:8080}:8080"],
+    }
+    assert SERVICES[name].get("ports") == expected.get(name)
 
 
 @each_service
 def test_services_that_stay_come_back_by_themselves(name: str) -> None:
-    stays = name in ("stage", "broker", "planner")
+    stays = name in ("stage", "broker", "planner", "dashboard")
     assert SERVICES[name].get("restart") == ("unless-stopped" if stays else None)
     assert ("stop_grace_period" in SERVICES[name]) == stays
 
@@ -73,7 +77,7 @@ def test_what_the_broker_mounts_is_read_only_but_for_its_data() -> None:
     assert {m["target"]: m["read_only"] for m in mounts[:-1]} == {"/mosquitto/config": True}
 
 
-@pytest.mark.parametrize("name", ["stage", "client"])
+@pytest.mark.parametrize("name", ["stage", "client", "dashboard"])
 def test_what_says_who_it_is_is_read_only(name: str) -> None:
     mounts = [m for m in SERVICES[name]["volumes"] if isinstance(m, dict)]
     [secrets] = [m for m in mounts if m["target"] == "/run/secrets/shardline"]
@@ -128,7 +132,7 @@ def test_no_variable_is_documented_twice() -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("name", ["stage", "planner", "client"])
+@pytest.mark.parametrize("name", ["stage", "planner", "client", "dashboard"])
 def test_variables_of_containers_are_settings_of_the_command(name: str) -> None:
     """A name that no option has would be set in vain."""
     settings = (ROOT / "docs" / "settings.md").read_text()
@@ -141,9 +145,21 @@ def test_the_images_are_of_this_version() -> None:
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), flags=re.M)
     assert version is not None
     for name, service in SERVICES.items():
-        assert f"shardline/{name}:{version[1]}}}" in service["image"]
+        image = "client" if name == "dashboard" else name
+        assert f"shardline/{image}:{version[1]}}}" in service["image"]
 
 
 def test_what_up_starts_of_the_planner_is_its_service() -> None:
     command = SERVICES["planner"]["command"]
     assert command == ["publish", "${SHARDLINE_PLAN:-shards/built/mobilenet_v2}", "--watch"]
+
+
+def test_the_dashboard_runs_from_the_client_s_image_and_asks_itself_how_it_is() -> None:
+    """Everywhere in its container, whose port is published on loopback only."""
+    dashboard, client = SERVICES["dashboard"], SERVICES["client"]
+    assert dashboard["image"] == client["image"]
+    assert dashboard["build"] == client["build"]
+    assert dashboard["command"] == ["dashboard", "--bind", "0.0.0.0:8080"]
+    assert dashboard["healthcheck"]["test"][:3] == ["CMD", "python3", "-c"]
+    compile(dashboard["healthcheck"]["test"][3], "healthcheck", "exec")
+    assert "/healthz" in dashboard["healthcheck"]["test"][3]

@@ -6,12 +6,21 @@ from pathlib import Path
 import pytest
 
 from contract import topics
-from contract.activation import _METADATA_KEYS
+from contract.activation import _METADATA_KEYS, Hop
+from contract.clock import ClockAnswer, ClockRequest
 from contract.errors import ExitCode
-from contract.metrics import DeviceMetrics, Ledger, PipelineMetrics, StageMetrics
+from contract.metrics import (
+    EARLIER,
+    THROTTLED_NOW,
+    DeviceMetrics,
+    Ledger,
+    PipelineMetrics,
+    StageMetrics,
+)
 from contract.nack import Nack, NackReason
 from contract.plan import Plan, StageSpec
 from contract.status import Capabilities, DeviceState, DeviceStatus, Event, EventKind, ShardState
+from contract.trace import BatchTrace, ClockOffset, TraceMetrics
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -28,7 +37,11 @@ def missing(words: "set[str] | list[str]", text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "model", [DeviceMetrics, PipelineMetrics, StageMetrics, Ledger, DeviceStatus, Event]
+    "model",
+    [
+        *(DeviceMetrics, PipelineMetrics, StageMetrics, Ledger, DeviceStatus, Event),
+        *(TraceMetrics, BatchTrace, ClockOffset, ClockRequest, ClockAnswer),
+    ],
 )
 def test_every_published_field_is_described(model: type[DeviceMetrics]) -> None:
     assert missing(set(model.model_fields), page("topics.md")) == []
@@ -38,11 +51,13 @@ def test_every_word_that_a_message_may_hold_is_described() -> None:
     assert missing([str(k) for k in EventKind], page("topics.md")) == []
     assert missing([str(s) for s in (*DeviceState, *ShardState)], page("topics.md")) == []
     assert missing(set(Capabilities.model_fields), page("topics.md")) == []
+    assert missing([*Hop._fields, *THROTTLED_NOW, EARLIER], page("topics.md")) == []
 
 
 def test_every_topic_is_described() -> None:
     text = page("topics.md")
-    for level in ("plan", "status", "in", "command", "result", "nack", "blob", "metrics", "event"):
+    levels = ("plan", "status", "in", "command", "result", "nack", "blob", "metrics", "event")
+    for level in (*levels, "trace", "clock"):
         assert re.search(rf"shardline/<cluster>/[^\n`]*\b{level}\b", text), level
     assert topics.metrics_filter() in text
 

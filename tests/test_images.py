@@ -64,11 +64,12 @@ def wheels_of(entry: str) -> list[str]:
     return re.findall(r"^# (\S+\.whl)$", entry, re.MULTILINE)
 
 
-def pinned_versions() -> dict[str, set[str]]:
+def pinned_versions(*extras: str) -> dict[str, set[str]]:
     """Name and the versions that pyproject.toml gives it (torch has one an architecture)."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     versions: dict[str, set[str]] = {}
-    for pin in (*project["dependencies"], *project["optional-dependencies"]["planner"]):
+    more = (pin for extra in extras for pin in project["optional-dependencies"][extra])
+    for pin in (*project["dependencies"], *more):
         name, _, version = pin.partition(";")[0].strip().partition("==")
         versions.setdefault(name, set()).add(version)
     return versions
@@ -76,7 +77,7 @@ def pinned_versions() -> dict[str, set[str]]:
 
 @each_lock
 def test_a_lock_has_the_versions_of_pyproject(lock: str) -> None:
-    ours = pinned_versions()
+    ours = pinned_versions("planner", "watch", "llm")
     for entry in entries(lock):
         name, _, version = pin_of(entry).partition("==")
         known = ours.get(name, {version.removesuffix("+cpu")})
@@ -104,7 +105,9 @@ def test_a_package_is_locked_once_for_each_architecture(lock: str) -> None:
 def test_the_planner_s_lock_has_all_of_our_dependencies() -> None:
     for machine in MACHINES:
         here = [entry for entry in entries("planner") if machine in machines_of(entry)]
-        assert set(pinned_versions()) <= {pin_of(entry).partition("==")[0] for entry in here}
+        assert set(pinned_versions("planner")) <= {
+            pin_of(entry).partition("==")[0] for entry in here
+        }
 
 
 def test_a_stage_brings_neither_the_planner_s_packages_nor_what_onnxruntime_does_without() -> None:
@@ -112,6 +115,12 @@ def test_a_stage_brings_neither_the_planner_s_packages_nor_what_onnxruntime_does
     assert {"numpy", "onnxruntime", "safetensors", "paho-mqtt"} <= names
     unwanted = {"torch", "torchvision", "onnx", "pillow", "sympy", "mpmath", "protobuf"}
     assert names & (unwanted | {"coloredlogs", "humanfriendly"}) == set()
+
+
+def test_the_dashboard_s_packages_are_in_the_client_s_image_and_in_no_stage() -> None:
+    names = {lock: {pin_of(entry).partition("==")[0] for entry in entries(lock)} for lock in LOCKS}
+    assert {"starlette", "uvicorn"} <= names["client"]
+    assert {"starlette", "uvicorn"} & (names["stage"] | names["stage-torch"]) == set()
 
 
 @pytest.mark.parametrize("lock", ["planner", "stage-torch"])

@@ -350,6 +350,7 @@ def test_large_messages_of_many_threads_arrive_whole_while_others_are_read(
             peer.publish(f"t/{name}", b"").result(timeout=20)
             there = f"t/{name}"
             eventually(lambda: any(d.topic == there for d in heard), "it has subscribed")  # noqa: B023
+        eventually(lambda: len(heard) == 3, "the first has heard the second, too")
         for delivery in heard:
             delivery.ack()
         heard.clear()

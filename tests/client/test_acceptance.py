@@ -9,7 +9,7 @@ import pytest
 from client.acceptance import accept_result, check_nack
 from client.batch import Batch
 from client.feed import Feed, FeedWatch
-from client.ledger import Ledger
+from client.ledger import Attempt, Ledger
 from contract.activation import BatchId, Header, encode
 from contract.errors import WireFormatError
 from contract.nack import Nack, NackReason
@@ -58,7 +58,8 @@ def test_the_answer_of_a_device_that_served_it_when_it_was_sent_is_accepted(
 ) -> None:
     """The plan was placed anew while the batch was on its way."""
     [entry] = ledger.open_entries()
-    entry.route = entry.routes[0] = old = ("pi-0", "pi-1", "pi-9")
+    entry.route = old = ("pi-0", "pi-1", "pi-9")
+    entry.attempts[0] = Attempt(old)
     accept_result(encode(header(feed, route=old), LOGITS), "pi-9", "me", feed, ledger)
 
 

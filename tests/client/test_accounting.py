@@ -22,6 +22,7 @@ from client.retry import (
     AttemptTimes,
     RetryBudget,
     attempt_deadline_s,
+    percentile_99,
     refusal_delay_s,
 )
 from client.router import MAX_ATTEMPTS_REMEMBERED, Router
@@ -154,6 +155,17 @@ def test_a_route_names_one_live_device_of_every_stage(router: Router) -> None:
     assert route is not None
     assert (route[0], route[2]) == ("a", "c")
     assert route[1] in ("b1", "b2")
+
+
+def test_what_is_under_way_counts_where_a_plan_is_placed_anew(plan: Plan, router: Router) -> None:
+    router.begin((BatchId(7, 0), 0), ("a", "b1", "c"))
+    router.begin((BatchId(7, 1), 0), ("gone", "b2", "c"))
+    anew = Router(plan)
+    anew.carry_over(router)
+    assert anew.is_under_way((BatchId(7, 0), 0))
+    assert (anew.outstanding("b1"), anew.outstanding("c")) == (1, 2)
+    anew.end((BatchId(7, 0), 0))
+    assert (anew.outstanding("b1"), anew.outstanding("c")) == (0, 1)
 
 
 def test_there_is_no_route_while_a_stage_has_nobody(plan: Plan) -> None:
@@ -333,6 +345,12 @@ def result(
 
 
 NO_COUNTS = Counts(**dict.fromkeys(Counts.model_fields, 0))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 99, 100, 101, 1000])
+def test_the_quick_percentile_is_numpys(count: int) -> None:
+    values = np.random.default_rng(count).exponential(30.0, count)
+    assert percentile_99(values) == pytest.approx(float(np.percentile(values, 99)), rel=1e-12)
 
 
 def test_the_meter_tells_rates_of_the_interval_and_percentiles(plan: Plan) -> None:

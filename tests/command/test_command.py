@@ -417,7 +417,8 @@ def options() -> list[tuple[str, Any]]:
 def test_every_command_of_the_design_is_there() -> None:
     assert set(commands()) == {
         *("demo", "plan", "profile", "show", "publish", "verify", "stage", "infer", "broker"),
-        *("doctor", "deploy", "journal"),
+        *("doctor", "deploy", "journal", "trace", "top", "metrics", "dashboard"),
+        *("generate", "serve"),
     }
 
 
@@ -430,6 +431,13 @@ TWO_MEANINGS = {
     ("profile", "--batch"): "PROFILE_BATCHES",
     ("profile", "--out"): "PROFILE",
     ("infer", "--out"): "RESULTS",
+    ("generate", "--top-k"): "SAMPLE_TOP_K",
+    ("generate", "--seed"): "SAMPLE_SEED",
+    ("generate", "--sequences"): "TEXTS",
+    ("serve", "--host"): "SERVE_HOST",
+    ("serve", "--port"): "SERVE_PORT",
+    ("metrics", "--profile"): "METRICS_PROFILE",
+    ("metrics", "--seconds"): "METRICS_SECONDS",
 }
 """Where one flag means another thing than in other commands, its variable has another name."""
 

@@ -50,7 +50,9 @@ def test_compose_accepts_the_file_without_any_variable(tmp_path: Path) -> None:
     copy = tmp_path / COMPOSE_FILE.name
     copy.write_text(COMPOSE_FILE.read_text())
     accepted(compose("-f", copy.name, *ARGUMENTS, cwd=tmp_path))
-    profiles = [word for p in ("broker", "planner", "client") for word in ("--profile", p)]
+    profiles = [
+        word for p in ("broker", "planner", "client", "dashboard") for word in ("--profile", p)
+    ]
     accepted(compose("-f", copy.name, *profiles, *ARGUMENTS, cwd=tmp_path))
 
 
@@ -71,7 +73,7 @@ def test_compose_accepts_the_file_with_the_example_s_variables(tmp_path: Path) -
 def test_compose_accepts_every_rendered_folder(tmp_path: Path, text: str) -> None:
     render_fleet(write_fleet(tmp_path, text), None, (1000, 1000))
     folders = [file.parent for file in tmp_path.rglob("docker-compose.yml")]
-    assert len(folders) == (6 if text is SEPARATE_BROKER else 5)
+    assert len(folders) == (7 if text is SEPARATE_BROKER else 6)
     for folder in folders:
         accepted(compose(*ARGUMENTS, cwd=folder))
 

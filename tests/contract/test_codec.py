@@ -140,6 +140,7 @@ def test_every_finite_half_comes_back_as_it_was() -> None:
 @example(array=np.array([[[3.4028235e38, -3.4028235e38]], [[1e-38, -1e-45]]], np.float32))
 @example(array=np.array([[[1.5e-36, 1.49e-36, 1e-38]]], np.float32))
 @example(array=np.full((2, 1, 3), -65504, np.float16))
+@example(array=np.array([[1e-5, 1e-7]], np.float16))
 def test_int8_errs_by_half_a_step(codec: Codec, array: np.ndarray) -> None:
     got = there_and_back(codec, array)
     assert got.dtype == array.dtype
@@ -148,7 +149,8 @@ def test_int8_errs_by_half_a_step(codec: Codec, array: np.ndarray) -> None:
     rows = array.astype(np.float64).reshape(int(np.prod(array.shape[:channels])), -1)
     error = np.abs(got.astype(np.float64).reshape(rows.shape) - rows)
     half_a_step = np.abs(rows).max(axis=1, keepdims=True) / 254
-    rounding = np.abs(rows) * float(np.finfo(array.dtype if array.itemsize < 4 else "f4").eps)
+    kind = np.finfo(array.dtype if array.itemsize < 4 else "f4")
+    rounding = np.abs(rows) * float(kind.eps) + float(kind.smallest_subnormal) / 2
     assert (error <= np.maximum(half_a_step * 1.0001, 1.5e-36) + rounding).all()
     assert (got[array == 0] == 0).all()
 

@@ -39,7 +39,9 @@ def changed(plan: Plan, edit: Any, fix_id: bool = True) -> str:
             stages = [
                 type(plan.stages[0]).model_validate_json(json.dumps(s)) for s in document["stages"]
             ]
-            document["plan_id"] = compute_plan_id(document["model"]["digest"], stages)
+            document["plan_id"] = compute_plan_id(
+                document["model"]["digest"], stages, plan.decoding, plan.batch_size
+            )
         except ValidationError:
             pass
     return json.dumps(document)

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from contract.activation import BatchId
+from contract.activation import BatchId, Hop
 from contract.errors import WireFormatError
 from contract.fleet import FleetView, is_live
 from contract.metrics import DeviceMetrics, Ledger, PipelineMetrics
 from contract.nack import MAX_NACK_BYTES, POISONOUS, Nack, NackReason, parse_nack
+from contract.placement import MAX_STAGES
 from contract.plan import Plan
 from contract.printable import printable
 from contract.status import (
@@ -26,6 +27,7 @@ from contract.status import (
     ShardState,
     parse_status,
 )
+from contract.trace import BatchTrace, ClockOffset, TraceMetrics
 from tests.tiny import make_tiny_plan
 
 NACK = Nack(
@@ -191,12 +193,66 @@ def test_the_metrics_fields_are_frozen() -> None:
         *("bytes_in_total", "bytes_out_total", "bytes_in_per_s", "bytes_out_per_s"),
         *("rejected_total", "nacks_total", "duplicates_total", "reconnects_total"),
         *("cpu_percent", "rss_bytes", "memory_available_bytes", "temperature_celsius"),
+        *("throttled", "tokens_per_s", "cache_bytes", "cache_sequences", "cache_evictions_total"),
     }
     assert set(PipelineMetrics.model_fields) == {
         *("format_version", "client", "time_unix_s", "plan_id", "window"),
         *("batches_per_s", "images_per_s", "latency_ms_p50", "latency_ms_p95", "latency_ms_p99"),
-        *("stages", "ledger"),
+        *("stages", "ledger", "tokens_per_s", "first_token_ms", "near_ties_total"),
     }
+    assert set(TraceMetrics.model_fields) == {
+        *("format_version", "client", "time_unix_s", "plan_id", "clocks", "batches", "omitted")
+    }
+    assert set(BatchTrace.model_fields) == {
+        *("epoch", "seq", "attempt", "images", "queued_us", "sent_us", "received_us"),
+        *("route", "hops", "bytes_in", "bytes_out"),
+    }
+
+
+TRACE = BatchTrace(
+    epoch="00000000deadbeef",
+    seq=7,
+    attempt=0,
+    images=8,
+    queued_us=1,
+    sent_us=2,
+    received_us=9,
+    route=("pi-0",),
+    hops=(Hop(3, 4, 5, 6),),
+)
+
+
+def test_a_trace_is_read_back() -> None:
+    clock = ClockOffset(device="pi-0", offset_us=-5, round_trip_us=3)
+    told = TraceMetrics(
+        client="me", time_unix_s=1.5, plan_id="0" * 16, clocks=(clock,), batches=(TRACE,)
+    )
+    again = TraceMetrics.model_validate_json(told.model_dump_json())
+    assert again == told
+    assert again.batches[0].hops[0].finished_us == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seq": -1},
+        {"seq": 2**63},
+        {"received_us": 10**30},
+        {"queued_us": -(2**63)},
+        {"hops": [[3, 4, 5, 10**400]]},
+        {"hops": [[-1, 4, 5, 6]]},
+        {"hops": [[3, 4, 5]]},
+        {"route": ["pi"] * (MAX_STAGES + 1)},
+        {"bytes_in": -1},
+        {"forgotten": 1},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_trace_of_times_without_end_is_refused(changes: dict[str, Any]) -> None:
+    document = json.loads(TRACE.model_dump_json())
+    assert BatchTrace.model_validate_json(json.dumps(document)) == TRACE
+    with pytest.raises(ValidationError):
+        BatchTrace.model_validate_json(json.dumps({**document, **changes}))
 
 
 def test_a_ledger_with_an_unknown_field_is_refused() -> None:

@@ -13,7 +13,7 @@ from contract.topics import Topic, parse_topic
 
 PLAN_ID = "0123456789abcdef"
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True).filter(
-    lambda name: name != "pipeline"
+    lambda name: name not in ("pipeline", "trace")
 )
 
 # kind: how it is built, what it parses to
@@ -32,6 +32,7 @@ BUILDERS: dict[str, tuple[Callable[[str, str, str], str], Callable[[str, str, st
     "result": (topics.result_topic, lambda c, t, s: Topic("result", c, t, s)),
     "nack": (topics.nack_topic, lambda c, t, s: Topic("nack", c, t, s)),
     "blob": (topics.blob_topic, lambda c, t, s: Topic("blob", c, t, s)),
+    "clock": (topics.clock_topic, lambda c, t, s: Topic("clock", c, t, s)),
     "metrics": (
         lambda c, _t, s: topics.metrics_topic(c, s),
         lambda c, _t, s: Topic("metrics", c, sender=s),
@@ -39,6 +40,10 @@ BUILDERS: dict[str, tuple[Callable[[str, str, str], str], Callable[[str, str, st
     "pipeline_metrics": (
         lambda c, _t, s: topics.pipeline_metrics_topic(c, s),
         lambda c, _t, s: Topic("pipeline_metrics", c, sender=s),
+    ),
+    "trace": (
+        lambda c, _t, s: topics.trace_topic(c, s),
+        lambda c, _t, s: Topic("trace", c, sender=s),
     ),
     "event": (
         lambda c, _t, s: topics.event_topic(c, s),
@@ -55,8 +60,12 @@ FILTERS = {
     "result": (topics.result_filter("home", "pi-1"), {"result"}),
     "nack": (topics.nack_filter("home", "pi-1"), {"nack"}),
     "blob": (topics.blob_filter("home", "pi-1"), {"blob"}),
-    "metrics of a cluster": (topics.metrics_filter("home"), {"metrics", "pipeline_metrics"}),
-    "metrics of all": (topics.metrics_filter(), {"metrics", "pipeline_metrics"}),
+    "clock": (topics.clock_filter("home", "pi-1"), {"clock"}),
+    "metrics of a cluster": (
+        topics.metrics_filter("home"),
+        {"metrics", "pipeline_metrics", "trace"},
+    ),
+    "metrics of all": (topics.metrics_filter(), {"metrics", "pipeline_metrics", "trace"}),
     "event": (topics.event_filter("home"), {"event"}),
 }
 BAD_NAMES = [
@@ -76,6 +85,7 @@ BAD_NAMES = [
     "a\n",
     "é",
     "pipeline",
+    "trace",
     "a" * 64,
 ]
 
@@ -98,8 +108,10 @@ def test_the_topics_are_frozen() -> None:
         "result": "shardline/home/client/pi-1/result/pi-0",
         "nack": "shardline/home/client/pi-1/nack/pi-0",
         "blob": "shardline/home/blob/pi-1/pi-0",
+        "clock": "shardline/home/clock/pi-1/pi-0",
         "metrics": "shardline/home/metrics/pi-0",
         "pipeline_metrics": "shardline/home/metrics/pipeline/pi-0",
+        "trace": "shardline/home/metrics/trace/pi-0",
         "event": "shardline/home/event/pi-0",
     }
     assert topics.metrics_filter() == "shardline/+/metrics/#"
@@ -125,8 +137,17 @@ def test_a_filter_of_one_cluster_matches_no_other(name: str) -> None:
         assert not topic_matches_sub(topic_filter, elsewhere)
 
 
+def test_a_process_goes_on_without_clocks_and_the_broker_s_counter_only() -> None:
+    optional = {
+        name for name, (topic_filter, _) in FILTERS.items() if topics.is_optional(topic_filter)
+    }
+    assert optional == {"clock"}
+    assert topics.is_optional(topics.BROKER_DROPPED)
+    assert not topics.is_optional(topics.plan_topic("clock"))
+
+
 def test_a_filter_of_one_receiver_matches_no_other() -> None:
-    for kind in ("input", "command", "answer", "result", "nack", "blob"):
+    for kind in ("input", "command", "answer", "result", "nack", "blob", "clock"):
         elsewhere = BUILDERS[kind][0]("home", "pi-2", "pi-0")
         assert not topic_matches_sub(FILTERS[kind][0], elsewhere)
 
@@ -151,6 +172,7 @@ def test_a_bad_name_never_becomes_a_level(bad: str) -> None:
         *(lambda name, f=f: f("c", name) for f in (topics.result_filter, topics.nack_filter)),
         lambda name: topics.blob_filter("c", name),
         lambda name: topics.answer_filter("c", name),
+        lambda name: topics.clock_filter("c", name),
     ):
         with pytest.raises(SettingsError):
             build_filter(bad)
@@ -216,6 +238,8 @@ levels = st.sampled_from(
         "pipeline",
         "event",
         "blob",
+        "clock",
+        "trace",
         PLAN_ID,
         "0",
         "7",

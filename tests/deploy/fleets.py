@@ -194,3 +194,11 @@ class Peer:
         self._client.disconnect()
         self._client.loop_stop()
         self._client._reset_sockets()
+
+
+def credentials(secrets: Path, user: str) -> list[str]:
+    """Options of a command, from a rendered folder."""
+    options = ["--ca-file", str(secrets / "ca.crt")]
+    if (secrets / "password").exists():
+        return [*options, "--username", user, "--password-file", str(secrets / "password")]
+    return [*options, "--cert-file", f"{secrets}/user.crt", "--key-file", f"{secrets}/user.key"]

@@ -27,6 +27,7 @@ from tests.deploy.fleets import (
     WITH_PASSWORDS,
     Peer,
     Who,
+    credentials,
     running_broker,
     who,
     write_fleet,
@@ -48,6 +49,7 @@ def every_topic(cluster: str) -> list[str]:
         found += [
             topics.metrics_topic(cluster, sender),
             topics.pipeline_metrics_topic(cluster, sender),
+            topics.trace_topic(cluster, sender),
             topics.event_topic(cluster, sender),
         ]
         for to in USERS:
@@ -59,6 +61,7 @@ def every_topic(cluster: str) -> list[str]:
                 topics.result_topic(cluster, to, sender),
                 topics.nack_topic(cluster, to, sender),
                 topics.blob_topic(cluster, to, sender),
+                topics.clock_topic(cluster, to, sender),
             ]
     return found
 
@@ -66,9 +69,11 @@ def every_topic(cluster: str) -> list[str]:
 EVERY_TOPIC = every_topic(CLUSTER) + every_topic("away")
 
 WRITES = {
-    "device": {"status", "input", "result", "nack", "blob", "answer", "metrics", "event"},
+    "device": {
+        *("status", "input", "result", "nack", "blob", "answer", "clock", "metrics", "event"),
+    },
     "planner": {"command", "blob", "event"},
-    "client": {"input", "pipeline_metrics", "event"},
+    "client": {"input", "pipeline_metrics", "trace", "clock", "event"},
     "observer": set[str](),
     "health": set[str](),
 }
@@ -76,18 +81,18 @@ WRITES = {
 SELF_TEST = {"device": {"command"}, "planner": {"answer"}, "client": {"result", "nack"}}
 """Kinds that a role writes to itself alone."""
 READS_OWN = {
-    "device": {"input", "command", "blob"},
+    "device": {"input", "command", "blob", "clock"},
     "planner": {"answer", "blob"},
-    "client": {"result", "nack"},
+    "client": {"result", "nack", "clock"},
     "observer": set[str](),
     "health": set[str](),
 }
 """Kinds that a role reads if they are addressed to it."""
 READS_ALL = {
     "device": {"plan"},
-    "planner": {"plan", "status", "metrics", "pipeline_metrics", "event"},
+    "planner": {"plan", "status", "metrics", "pipeline_metrics", "trace", "event"},
     "client": {"plan", "status"},
-    "observer": {"plan", "status", "metrics", "pipeline_metrics", "event"},
+    "observer": {"plan", "status", "metrics", "pipeline_metrics", "trace", "event"},
     "health": set[str](),
 }
 """Kinds that a role reads whoever they are from."""
@@ -305,14 +310,6 @@ def test_two_clients_do_not_see_each_other_s_results(ground: Ground) -> None:
         assert {parse_topic(topic).to for topic, _ in reader.received} == {name}
 
 
-def credentials(secrets: Path, user: str) -> list[str]:
-    """Options of a command, from a rendered folder."""
-    options = ["--ca-file", str(secrets / "ca.crt")]
-    if (secrets / "password").exists():
-        return [*options, "--username", user, "--password-file", str(secrets / "password")]
-    return [*options, "--cert-file", f"{secrets}/user.crt", "--key-file", f"{secrets}/user.key"]
-
-
 def test_the_rights_suffice_to_hand_out_shards_publish_a_plan_and_feed_it(
     rendered: Path,
     ground: Ground,
@@ -353,6 +350,7 @@ def test_the_rights_suffice_to_hand_out_shards_publish_a_plan_and_feed_it(
         "metrics of every device reach the observer",
     )
     observer.wait_for(topics.pipeline_metrics_topic(CLUSTER, "client-a"))
+    observer.wait_for(topics.trace_topic(CLUSTER, "client-a"))
 
 
 def test_the_rights_suffice_to_profile_the_devices(

@@ -71,7 +71,7 @@ EXPECTED = {
     *(f"ansible/{name}" for name in ("playbook.yml", "machine.yml", "image.yml", "inventory.ini")),
     *(f"credentials/{user}.{kind}" for user in USERS for kind in ("crt", "key")),
     *(f"authority/{name}" for name in AUTHORITY),
-} - {"observers/observer/docker-compose.yml"}
+}
 
 
 def with_passwords() -> set[str]:
@@ -97,7 +97,7 @@ def test_with_passwords_only_the_broker_has_a_certificate(tmp_path: Path) -> Non
     render(tmp_path, WITH_PASSWORDS)
     assert tree(tmp_path) == with_passwords()
     text = (tmp_path / "pi-1/docker-compose.yml").read_text()
-    assert text.count("SHARDLINE_PASSWORD_FILE: ") == text.count("SHARDLINE_CA_FILE: ") == 3
+    assert text.count("SHARDLINE_PASSWORD_FILE: ") == text.count("SHARDLINE_CA_FILE: ") == 4
     assert "SHARDLINE_CERT_FILE" not in text
     lines = (tmp_path / "pi-0/broker/mosquitto.conf").read_text().splitlines()
     assert "password_file /mosquitto/config/passwords" in lines
@@ -355,7 +355,10 @@ def test_every_readme_names_its_commands(tmp_path: Path) -> None:
         "pi-1": ["maker@192.168.1.21", "tar -C pi-1 -cf -", "uid 1001", "shardline-stage.tar"],
         "planner": ["publish shards/built/mobilenet_v2", "--stages 2"],
         "clients/client-a": ["run --rm client infer /pictures"],
-        "observers/observer": ["mosquitto_sub -v -t 'shardline/home/metrics/#'"],
+        "observers/observer": [
+            "mosquitto_sub -v -t 'shardline/home/metrics/#'",
+            "docker compose up -d dashboard",
+        ],
     }.items():
         text = (tmp_path / folder / "README.txt").read_text()
         assert [word for word in words if word not in text] == []

@@ -10,6 +10,7 @@ import numpy as np
 
 from contract.activation import BatchId, Header, Hop, encode
 from contract.blob import BlobChunk, BlobRefusal, BlobRequest, encode_chunk
+from contract.clock import ClockAnswer, ClockRequest
 from contract.codec import CODECS, compress
 from contract.plan import Plan
 from contract.tensor_spec import TensorSpec
@@ -79,7 +80,9 @@ def plans() -> list[bytes]:
     plan = built().plan
     bare = json.loads(plan.to_json())
     bare |= {"placement": [], "topic_map": []}
-    return [plan.to_json().encode(), plan.to_message().encode(), json.dumps(bare).encode()]
+    clocks = (ClockRequest(number=1), ClockAnswer(number=1, received_us=2, sent_us=3))
+    small = [message.model_dump_json().encode() for message in clocks]
+    return [plan.to_json().encode(), plan.to_message().encode(), json.dumps(bare).encode(), *small]
 
 
 def shards() -> list[bytes]:

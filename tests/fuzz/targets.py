@@ -20,6 +20,7 @@ from broker.transport import AckToken, Delivery
 from client.feed import FeedWatch
 from contract.activation import decode, encode
 from contract.blob import BlobChunk, BlobRequest, encode_chunk, parse_blob
+from contract.clock import parse_clock
 from contract.codec import compress, expand, wire_specs
 from contract.command import parse_command
 from contract.errors import (
@@ -116,7 +117,7 @@ def _process(data: bytes) -> None:
 
 def plan(data: bytes) -> None:
     """Read a plan, and what a device and a client do with one; and every other JSON message."""
-    for parse in (parse_nack, parse_status, parse_command):
+    for parse in (parse_nack, parse_status, parse_command, parse_clock):
         with contextlib.suppress(WireFormatError):
             parse(data)
     try:

@@ -20,6 +20,7 @@ from client.settings import ClientSettings
 from contract import topics
 from contract.activation import BatchId, encode
 from contract.blob import BlobChunk, encode_chunk
+from contract.clock import ClockAnswer, ClockRequest
 from contract.command import Examine, Fetch, FetchProgress
 from contract.nack import Nack, NackReason
 from contract.plan import ShardFile
@@ -123,6 +124,9 @@ FORBIDDEN: dict[str, tuple[str, str]] = {
     "a status of another": (OUTSIDER, topics.status_topic(CLUSTER, "pi-1")),
     "metrics of another": (OUTSIDER, topics.metrics_topic(CLUSTER, "pi-1")),
     "metrics of a client": (OUTSIDER, topics.pipeline_metrics_topic(CLUSTER, CLIENT)),
+    "a trace": (OUTSIDER, topics.trace_topic(CLUSTER, CLIENT)),
+    "a trace of its own": (OUTSIDER, topics.trace_topic(CLUSTER, OUTSIDER)),
+    "the time of another": (OUTSIDER, topics.clock_topic(CLUSTER, CLIENT, "pi-1")),
     "an event of another": (OUTSIDER, topics.event_topic(CLUSTER, "pi-1")),
     "a plan": (OUTSIDER, topics.plan_topic(CLUSTER)),
     "a client's plan": (OTHER_CLIENT, topics.plan_topic(CLUSTER)),
@@ -347,9 +351,39 @@ def test_a_flood_delays_batches_and_loses_none(
         topics.blob_topic(CLUSTER, "pi-1", OUTSIDER),
         topics.result_topic(CLUSTER, CLIENT, OUTSIDER),
         topics.nack_topic(CLUSTER, CLIENT, OUTSIDER),
+        topics.clock_topic(CLUSTER, CLIENT, OUTSIDER),
+        topics.clock_topic(CLUSTER, "pi-1", OUTSIDER),
     ):
         peer.flood(topic, rubbish, 400, qos)
     site.traffic.goes_on(100)
+
+
+def test_it_tells_no_client_the_time_unless_asked_and_asks_a_device_no_oftener_than_it_answers(
+    site: HostileSite, join: Callable[..., Peer]
+) -> None:
+    """A replica of the plan is asked, and lies: it moves its own clock and no other."""
+    clocks = site.traffic.pipeline.tracer._clocks
+    eventually(
+        lambda: site.traffic.goes_on(5) or len(clocks.offsets()) == len(HONEST),
+        "the honest devices have answered",
+    )
+    right = {offset.device: offset.offset_us for offset in clocks.offsets()}
+    assert set(right) == set(HONEST)
+    far = ClockAnswer(number=1, received_us=2**63 - 1, sent_us=2**63 - 1).model_dump_json()
+    before = site.rejected()
+    peers = {user: join(user) for user in (OUTSIDER, INSIDER)}
+    for user, peer in peers.items():
+        for payload in (far.encode(), b"[" * 500, b"x" * 600):
+            peer.flood(topics.clock_topic(CLUSTER, CLIENT, user), payload, 50)
+    site.traffic.goes_on()
+    eventually(lambda: site.rejected() > before, "the client rejects what it has not asked for")
+    for offset in clocks.offsets():
+        assert offset.device in HONEST
+        assert abs(offset.offset_us - right[offset.device]) < 1_000_000
+    question = ClockRequest(number=1).model_dump_json().encode()
+    peers[OUTSIDER].flood(topics.clock_topic(CLUSTER, "pi-1", OUTSIDER), question, 400)
+    site.told("pi-1", "in a second")
+    site.traffic.goes_on()
 
 
 def test_a_message_larger_than_the_plan_s_is_not_even_queued(

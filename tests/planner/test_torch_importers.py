@@ -48,7 +48,7 @@ def test_every_classification_model_of_the_registry_is_known() -> None:
         ("torchvision:resnet81", "did you mean .*resnet18"),
         ("torchvision:resnet81", "list_models"),
         ("torchvision:fcn_resnet50", "no such classification model"),
-        ("hf:gpt2", "later version"),
+        ("hf:gpt2", "is a language model, which takes no images"),
         ("resnet18", "expected torchvision:NAME"),
         ("no_such_module:build", "cannot import module 'no_such_module'"),
         (f"{SMALL}:Nothing", "no callable 'Nothing'"),

@@ -7,6 +7,7 @@ import pytest
 
 from broker.transport import AckToken, Delivery
 from contract import topics
+from contract.clock import MAX_CLOCK_BYTES
 from contract.command import MAX_COMMAND_BYTES
 from contract.errors import EngineError
 from contract.plan import MAX_PLAN_BYTES
@@ -24,6 +25,7 @@ PLAN = topics.plan_topic("home")
 STATUS = topics.status_topic("home", "pi-1")
 COMMAND = topics.command_topic("home", "pi-1", "planner")
 BLOB = topics.blob_topic("home", "pi-1", "planner")
+CLOCK = topics.clock_topic("home", "pi-1", "client-a")
 
 
 def judged(topic: str, size: int = 1, limit: int | None = 1000, **changes: object) -> str | None:
@@ -40,6 +42,7 @@ def judged(topic: str, size: int = 1, limit: int | None = 1000, **changes: objec
         (PLAN, MAX_PLAN_BYTES),
         (STATUS, MAX_STATUS_BYTES),
         (COMMAND, MAX_COMMAND_BYTES),
+        (CLOCK, MAX_CLOCK_BYTES),
     ],
 )
 def test_each_kind_has_its_largest_size(topic: str, limit: int) -> None:
@@ -53,15 +56,15 @@ def test_without_a_plan_nothing_says_how_large_an_input_may_be() -> None:
 
 
 def test_what_is_retained_and_may_not_be_is_left_outside() -> None:
-    for topic in (INPUT, COMMAND, BLOB, "somebody/else"):
+    for topic in (INPUT, COMMAND, BLOB, CLOCK, "somebody/else"):
         assert "retained" in str(judged(topic, retained=True))
     assert judged(PLAN, retained=True) is judged(STATUS, retained=True) is None
 
 
-def test_only_the_plan_and_pieces_of_shards_come_at_qos_0() -> None:
+def test_only_the_plan_pieces_of_shards_and_questions_for_the_time_come_at_qos_0() -> None:
     for topic in (INPUT, STATUS, COMMAND):
         assert "QoS 0" in str(judged(topic, qos=0))
-    assert judged(BLOB, qos=0) is judged(PLAN, qos=0) is None
+    assert judged(BLOB, qos=0) is judged(PLAN, qos=0) is judged(CLOCK, qos=0) is None
 
 
 def test_inputs_that_grow_with_the_batch_in_each_dimension_are_counted_so() -> None:

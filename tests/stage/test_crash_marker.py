@@ -60,10 +60,30 @@ def test_only_the_latest_suspects_are_kept(tmp_path: Path) -> None:
         die_computing(path, batch)
     marker = CrashMarker(path)
     assert [marker.deaths(batch) for batch in batches] == [0] * 4 + [1] * SUSPECTS
-    assert path.stat().st_size == 24 + 32 * SUSPECTS
+    assert path.stat().st_size == 32 + 40 * SUSPECTS
 
 
-@pytest.mark.parametrize("content", [b"", b"\0", b"short", b"\0" * 24, b"x" * 100_000])
+@pytest.mark.parametrize(("deaths", "position", "left"), [(1, 6, 1), (1, 7, 0), (2, 6, 2)])
+def test_a_sequence_is_cleared_only_where_it_has_killed(
+    tmp_path: Path, deaths: int, position: int, left: int
+) -> None:
+    """Of a language model a batch comes in many messages, from its beginning after each death."""
+    path = tmp_path / "computing"
+    for _ in range(deaths):
+        marker = CrashMarker(path)
+        marker.begin(KILLER, 7)
+        marker.close()
+    marker = CrashMarker(path)
+    marker.begin(KILLER, position)
+    marker.end(KILLER, position)
+    assert marker.deaths(KILLER) == left
+    marker.close()
+    assert CrashMarker(path).deaths(KILLER) == left
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0", b"short", b"\0" * 24, b"x" * (24 + 32 * SUSPECTS), b"x" * 100_000]
+)
 def test_a_file_of_any_content_is_taken_over(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "computing"
     path.write_bytes(content)
@@ -124,7 +144,7 @@ def test_the_cost_of_a_batch_is_two_small_writes(tmp_path: Path) -> None:
     file = os.open(path, os.O_RDWR | os.O_CREAT)
     started = time.perf_counter()
     for _ in range(2 * count):
-        os.pwrite(file, b"x" * 24, 0)
+        os.pwrite(file, b"x" * 32, 0)
     written_s = time.perf_counter() - started
     os.close(file)
     assert marked_s < 10 * written_s + 0.1
@@ -179,7 +199,7 @@ def test_the_batch_is_marked_while_the_engine_runs_and_at_no_other_time(tmp_path
     run = bench.engine.run
 
     def watched(inputs: dict[str, object]) -> object:
-        seen.append(path.read_bytes()[:24])
+        seen.append(path.read_bytes()[:32])
         return run(inputs)
 
     bench.engine.run = watched  # type: ignore[method-assign, assignment]
@@ -187,8 +207,8 @@ def test_the_batch_is_marked_while_the_engine_runs_and_at_no_other_time(tmp_path
     bench.engine.fails = EngineError("as the test wants it")
     bench.process(bench.message(8))
     assert len(set(seen)) == 2
-    assert bytes(24) not in seen
-    assert path.read_bytes()[:24] == bytes(24)
+    assert bytes(32) not in seen
+    assert path.read_bytes()[:32] == bytes(32)
 
 
 def test_an_engine_that_raises_anything_has_not_died(tmp_path: Path) -> None:

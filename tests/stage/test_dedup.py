@@ -76,7 +76,7 @@ def test_outputs_and_work_are_kept_by_client() -> None:
     seen = SeenBatches(outputs_kept=3)
     mine, other = AttemptKey("a", ("pi-1",), 1, 2, 0), AttemptKey("b", ("pi-1",), 1, 2, 0)
     seen.begin(mine, None, Output("t", b"x"))  # type: ignore[arg-type]
-    assert seen.output_of(other) is None
+    assert seen.outputs_of(other) is None
     assert not seen.join(other, None)  # type: ignore[arg-type]
 
 

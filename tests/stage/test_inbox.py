@@ -1,5 +1,8 @@
 """The queue of a device is bounded, whoever sends what."""
 
+import subprocess
+import sys
+
 from broker.transport import AckToken, Delivery
 from contract import topics
 from contract.errors import NameTakenError
@@ -108,3 +111,25 @@ def test_a_foreign_topic_is_left_to_the_runner_which_rejects_it() -> None:
     yard = Yard()
     yard.hear("somebody/else", b"x")
     assert isinstance(yard.inbox.next(0), Received)
+
+
+SIGNALLED_ELSEWHERE = """
+import signal, threading
+from stage.counters import StageCounters
+from stage.inbox import StageInbox, Stop
+
+inbox = StageInbox("pi-0", StageCounters(), print)
+signal.signal(signal.SIGTERM, lambda *_: inbox.stop())
+
+def hit_this_thread():
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+threading.Timer(0.3, hit_this_thread).start()
+while not isinstance(inbox.next(), Stop):
+    pass
+"""
+
+
+def test_a_signal_that_another_thread_got_ends_the_wait() -> None:
+    """As happens to a process that is continued and stopped: `docker unpause`, `docker stop`."""
+    subprocess.run([sys.executable, "-c", SIGNALLED_ELSEWHERE], check=True, timeout=60)

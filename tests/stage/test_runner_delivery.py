@@ -186,9 +186,9 @@ def test_what_is_remembered_is_bounded(bench: Bench) -> None:
         key = AttemptKey("c", ("pi-1",), 1, seq, 0)
         seen.begin(key, bench.delivery(b""), Output("t", b"x"))
         assert seen.end(key)
-    assert [seen.output_of(AttemptKey("c", ("pi-1",), 1, s, 0)) is not None for s in range(10)] == [
-        False
-    ] * 8 + [
+    assert [
+        seen.outputs_of(AttemptKey("c", ("pi-1",), 1, s, 0)) is not None for s in range(10)
+    ] == [False] * 8 + [
         True,
         True,
     ]

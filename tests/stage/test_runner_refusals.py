@@ -152,6 +152,13 @@ REFUSED: dict[str, tuple[NackReason, Callable[[Bench], tuple[bytes, str]]]] = {
         NackReason.MISROUTED,
         lambda b: (b.message(route=("evil", "pi-1", "pi-2")), b.topic(sender="evil")),
     ),
+    "a sender that serves no stage before and is its own client": (
+        NackReason.MISROUTED,
+        lambda b: (
+            b.message(route=("evil", "pi-1", "pi-2"), client="evil"),
+            b.topic(sender="evil"),
+        ),
+    ),
     "more images than the plan was made for": (
         NackReason.INVALID,
         lambda b: (b.message(images=b.plan.batch_size + 1), b.topic()),
@@ -193,7 +200,8 @@ def test_a_batch_that_does_not_fit_is_refused_to_its_client(bench: Bench, kind: 
     assert nack.reason is reason
     assert (nack.seq, nack.attempt, nack.device) == (0, 0, "pi-1")
     assert nack.epoch == "00000000deadbeef"
-    assert bench.connection.published[0].topic == topics.nack_topic(CLUSTER, CLIENT, "pi-1")
+    client = decode(payload).header.client
+    assert bench.connection.published[0].topic == topics.nack_topic(CLUSTER, client, "pi-1")
     assert bench.acked == ["input"]
     assert bench.outputs == []
     assert bench.engine.runs == 0

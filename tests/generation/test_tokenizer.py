@@ -1,0 +1,256 @@
+"""Text to tokens and back, as it comes; chat templates; the plan's tokenizer and no other."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from client.tokenizer import DEAR_CHARACTERS, TextStream, TextTokenizer
+from contract.errors import PromptError, PromptTooLongError, SettingsError
+from tests.generation.fake_decoder import END, make_tokenizer
+
+TEXT = "Grüße an die 12 Wölfe 🐺🐺 – naïve café, 日本語 and plain words, words, words. "
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE with merges, as GPT-2's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.enable_truncation(3)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> TextTokenizer:
+    return TextTokenizer(folder)
+
+
+def streamed(tokenizer: TextTokenizer, prompt: list[int], ids: list[int]) -> list[str]:
+    stream = TextStream(tokenizer, prompt)
+    return [*(stream.add(token) for token in ids), stream.finish()]
+
+
+def test_a_prompt_is_not_cut_off_unasked(tokenizer: TextTokenizer) -> None:
+    ids = tokenizer.encode(TEXT)
+    assert len(ids) > 3
+    assert tokenizer.decode(ids) == TEXT
+
+
+def test_a_stream_never_shows_half_a_character(tokenizer: TextTokenizer) -> None:
+    pieces = streamed(tokenizer, tokenizer.encode("wolves: "), tokenizer.encode(TEXT))
+    assert "".join(pieces) == TEXT
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "" in pieces, "no character of this text has several tokens: choose another"
+    assert sum(map(bool, pieces)) > 10
+
+
+@given(st.text(max_size=40), st.text(max_size=10))
+def test_any_text_comes_whole(
+    tmp_path_factory: pytest.TempPathFactory, text: str, prompt: str
+) -> None:
+    tokenizer = _bytes(tmp_path_factory)
+    pieces = streamed(tokenizer, tokenizer.encode(prompt), tokenizer.encode(text))
+    assert "".join(pieces) == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+_made: dict[str, TextTokenizer] = {}
+
+
+def _bytes(factory: pytest.TempPathFactory) -> TextTokenizer:
+    if "bytes" not in _made:
+        folder = factory.mktemp("bytes")
+        make_tokenizer(folder)
+        _made["bytes"] = TextTokenizer(folder)
+    return _made["bytes"]
+
+
+def test_what_is_never_completed_is_shown_at_the_end(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    half = list("é".encode())[:1]
+    assert streamed(_bytes(tmp_path_factory), [], [*b"caf", *half]) == ["c", "a", "f", "", "\ufffd"]
+
+
+def test_bytes_that_are_no_character_do_not_hold_up_the_rest(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    pieces = streamed(_bytes(tmp_path_factory), [], [0xFF, 0xFE, *b"ab"])
+    assert pieces == ["", "", "\ufffd\ufffda", "b", ""]
+
+
+def test_special_tokens_are_not_shown(tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert "".join(streamed(_bytes(tmp_path_factory), [], [*b"ab", END, *b"c"])) == "abc"
+
+
+def test_the_first_space_of_a_continuation_is_kept(tmp_path: Path) -> None:
+    """A tokenizer as Llama's leaves out the space before a text's first word, of the whole text."""
+    vocabulary = {"▁one": 0, "▁two": 1, "three": 2, "<unk>": 3}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    opened = TextTokenizer(tmp_path)
+    assert opened.decode([1]) == "two"
+    assert streamed(opened, [0], [1, 2, 0]) == [" two", "three", " one", ""]
+
+
+def test_a_text_begins_as_the_tokenizer_wants_and_a_dialogue_as_its_template(
+    tmp_path: Path,
+) -> None:
+    make_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", END)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    opened = TextTokenizer(tmp_path)
+    assert opened.encode("a") == [END, ord("a")]
+    assert opened.encode_chat([{"role": "user", "content": "a"}]) == [ord("a")]
+
+
+TEMPLATE = """{%- for m in messages %}
+    {%- if m.role == 'robot' %}{{ raise_exception('no robots here') }}{% endif %}
+    {{- bos_token + m.role + ': ' + m.content | trim + eos_token }}
+    {%- if loop.index > 8 %}{% break %}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'assistant:' }}{% endif %}
+"""
+TURNS = [{"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho"}]
+
+
+def with_config(folder: Path, config: object, template: str | None = None) -> TextTokenizer:
+    make_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return TextTokenizer(folder)
+
+
+@pytest.mark.parametrize("place", ["file", "config", "named", "old file"])
+def test_a_template_is_found_wherever_models_have_it(tmp_path: Path, place: str) -> None:
+    config: dict[str, object] = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+    if place == "config":
+        config["chat_template"] = TEMPLATE
+    elif place == "named":
+        config["chat_template"] = [
+            {"name": "tools", "template": "no"},
+            {"name": "default", "template": TEMPLATE},
+        ]
+    elif place == "old file":
+        (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    else:
+        config["chat_template"] = "the older one"
+        (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "the oldest"}))
+    opened = with_config(tmp_path, config, TEMPLATE if place == "file" else None)
+    assert opened.can_chat
+    assert opened.render_chat(TURNS) == "<s>user: hi</s><s>assistant: ho</s>assistant:"
+
+
+def test_special_tokens_are_found_in_their_own_file(tmp_path: Path) -> None:
+    special = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "not this one"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
+    opened = with_config(tmp_path, {"bos_token": None, "eos_token": "</s>"}, TEMPLATE)
+    assert opened.render_chat(TURNS[:1]) == "<s>user: hi</s>assistant:"
+    (tmp_path / "special_tokens_map.json").write_text("[")
+    with pytest.raises(SettingsError, match=r"special_tokens_map\.json: no JSON"):
+        TextTokenizer(tmp_path)
+
+
+def test_a_template_may_refuse_and_may_not_do_more(tmp_path: Path) -> None:
+    opened = with_config(tmp_path, {}, TEMPLATE)
+    with pytest.raises(PromptError, match="no robots here"):
+        opened.render_chat([{"role": "robot", "content": ""}])
+    for number, evil in enumerate(
+        (
+            "{{ messages.__class__.__mro__ }}",
+            "{{ ''.__class__.__base__.__subclasses__() }}",
+            "{% for i in range(999999999) %}x{% endfor %}",
+            "{{ messages.append(1) }}",
+            "{% if %}",
+        )
+    ):
+        with pytest.raises(PromptError, match="template"):
+            with_config(tmp_path / str(number), {}, evil).render_chat(TURNS)
+
+
+def test_a_model_without_template_says_so(tmp_path: Path) -> None:
+    opened = with_config(tmp_path, {})
+    assert not opened.can_chat
+    with pytest.raises(SettingsError, match="chat_template"):
+        opened.encode_chat(TURNS)
+
+
+def test_a_text_that_utf_8_cannot_say_is_refused(tokenizer: TextTokenizer) -> None:
+    """As a shell's argument of other bytes than UTF-8."""
+    with pytest.raises(PromptError, match=r"character 3 .* surrogate"):
+        tokenizer.encode("caf\udce9")
+
+
+def test_a_text_that_is_longer_than_any_tokens_is_refused(tokenizer: TextTokenizer) -> None:
+    longest = max(map(len, tokenizer._tokenizer.get_vocab()))
+    room = DEAR_CHARACTERS // longest + 1
+    assert tokenizer.encode("a" * room * longest, room)
+    with pytest.raises(PromptTooLongError, match=rf"characters.*room for {room:,} tokens"):
+        tokenizer.encode("a" * (room * longest + 1), room)
+
+
+def test_a_text_that_costs_little_is_encoded_whatever_its_length(tokenizer: TextTokenizer) -> None:
+    """A tokenizer that folds spaces, or runs of what it does not know, makes few tokens of it."""
+    longest = max(map(len, tokenizer._tokenizer.get_vocab()))
+    assert tokenizer.encode("a" * (10 * longest + 1), 10)
+
+
+def test_a_panic_of_the_library_is_an_error_like_others(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        """As pyo3's: no Exception."""
+
+    class Broken:
+        def decode(self, *_: object, **__: object) -> str:
+            raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(tokenizer, "_tokenizer", Broken())
+    with pytest.raises(PromptError, match="index out of bounds"):
+        tokenizer.decode([1])
+
+
+def test_only_the_plan_s_tokenizer_is_used(tmp_path: Path) -> None:
+    sha256 = make_tokenizer(tmp_path)
+    TextTokenizer(tmp_path, sha256)
+    with pytest.raises(SettingsError, match=r"expected sha256 0000.*got"):
+        TextTokenizer(tmp_path, "0" * 64)
+    with pytest.raises(SettingsError, match=r"nowhere/tokenizer\.json: no such file"):
+        TextTokenizer(tmp_path / "nowhere")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(SettingsError, match="no tokenizer that can be read"):
+        TextTokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match="no tokenizer that can be read"):
+        TextTokenizer(tmp_path)
