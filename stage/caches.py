@@ -15,8 +15,6 @@ from contract.errors import EngineError
 from stage.dedup import AttemptKey
 from stage.engine import CacheBlock
 
-_NOWHERE = np.iinfo(np.int64).max
-
 
 class CacheUsage(NamedTuple):
     """What a pool holds now: bytes of all blocks, sequences that have one; evictions since it
@@ -31,8 +29,8 @@ class Cache:
     """The memory of one attempt: a block of the engine, and the tokens that it stands for.
 
     ``tokens`` is int64 (rows, context_tokens), of which the first ``position`` columns count.
-    ``feeder``: who sends the inputs, so that only they can make us forget it. ``ended_at`` int64
-    (rows,): where the last stage has chosen an end token.
+    ``feeder``: who sends the inputs, so that only they can make us forget it. ``ended`` bool
+    (rows,): for which the last stage has chosen an end token.
     """
 
     def __init__(
@@ -41,7 +39,7 @@ class Cache:
         self.key, self.feeder, self.block = key, feeder, block
         self.position = 0
         self.tokens: npt.NDArray[np.int64] = np.zeros((block.rows, context_tokens), np.int64)
-        self.ended_at: npt.NDArray[np.int64] = np.full(block.rows, _NOWHERE, np.int64)
+        self.ended: npt.NDArray[np.bool_] = np.zeros(block.rows, np.bool_)
 
     def holds(self, tokens: npt.NDArray[Any], position: int) -> bool:
         """Whether it has these very tokens there already: a repeated message."""

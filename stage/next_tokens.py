@@ -33,8 +33,7 @@ def choose_next(
 ) -> NextTokens:
     """The tokens at ``position``, one for each row.
 
-    Rows that ended before repeat their last token until all have. Asked again for a position of
-    before, it answers the same: ``cache.ended_at`` says since when a row has ended.
+    Rows that ended before repeat their last token until all have.
 
     Args:
         cache: holds at least ``position`` tokens of each row; the ends of rows are noted in it.
@@ -49,7 +48,7 @@ def choose_next(
     ids = cache.tokens[:, position - 1 : position].copy()
     finished = np.zeros(len(ids), np.uint8)
     for row, how in enumerate(sampling):
-        if cache.ended_at[row] < position:
+        if cache.ended[row]:
             finished[row] = Finish.END_TOKEN
         elif limit_of(how, position, limits.context_tokens):
             finished[row] = Finish.MAX_POSITION
@@ -58,5 +57,5 @@ def choose_next(
             ids[row, 0] = token
             finished[row] = finish_of(token, position, how, *limits)
             if finished[row] == Finish.END_TOKEN:
-                cache.ended_at[row] = position
+                cache.ended[row] = True
     return NextTokens(ids, finished)
