@@ -83,18 +83,16 @@ function Client({ view }: { view: ViewMessage }) {
     <div class="card client">
       <h3>{feeding.length > 1 ? `${feeding.length} clients` : "Client"}</h3>
       {feeding.length ? (
-        <>
-          <p class="name" title={named.join(", ")}>
-            {named.join(", ")}
-            {feeding.length > 3 && " …"}
-          </p>
-          <p>
-            <b>{count(feeding.reduce((sum, { metrics }) => sum + metrics.ledger.in_flight, 0))}</b> in flight
-          </p>
-        </>
+        <p class="name" title={named.join(", ")}>
+          {named.join(", ")}
+          {feeding.length > 3 && " …"}
+        </p>
       ) : (
-        <p class="quiet">feeds nothing</p>
+        <p class="name quiet">feeds nothing</p>
       )}
+      <p>
+        <b>{count(feeding.reduce((sum, { metrics }) => sum + metrics.ledger.in_flight, 0))}</b> in flight
+      </p>
     </div>
   );
 }

@@ -20,32 +20,28 @@ export function LedgerPanel({ view }: { view: ViewMessage }) {
     <section class="panel" aria-labelledby="ledger">
       <h2 id="ledger">Ledger</h2>
       {ledger === null ? (
-        <p class="absent">No client was heard yet: <code>shardline infer SOURCE</code></p>
+        <p class="verdict">No client was heard yet: <code>shardline infer SOURCE</code></p>
       ) : (
-        <>
-          <p class={`verdict ${ledger.lost ? "bad" : "good"}`} data-testid="verdict">
-            {ledger.lost
-              ? `✕ ${count(ledger.lost)} ${ledger.lost === 1 ? "batch is" : "batches are"} lost: this must be 0`
-              : "✓ Nothing lost: every batch is accounted for"}
-          </p>
-          <div class="parts" aria-hidden="true">
-            {PARTS.map((part) => (
-              <i key={part} class={part} style={{ flexGrow: ledger[part] }} />
-            ))}
-          </div>
-          <dl class="ledger">
-            {(Object.keys(NAMES) as (keyof Ledger)[]).map((name) => (
-              <div key={name} class={name}>
-                <dt>{NAMES[name]}</dt>
-                <dd>{count(ledger[name])}</dd>
-              </div>
-            ))}
-          </dl>
-          {pipelines.length > 1 && (
-            <Clients pipelines={pipelines} ofTexts={view.plan?.unit === "tokens"} />
-          )}
-        </>
+        <p class={`verdict ${ledger.lost ? "bad" : "good"}`} data-testid="verdict">
+          {ledger.lost
+            ? `✕ ${count(ledger.lost)} ${ledger.lost === 1 ? "batch is" : "batches are"} lost: this must be 0`
+            : "✓ Nothing lost: every batch is accounted for"}
+        </p>
       )}
+      <div class="parts" aria-hidden="true">
+        {PARTS.map((part) => (
+          <i key={part} class={part} style={{ flexGrow: ledger?.[part] ?? 0 }} />
+        ))}
+      </div>
+      <dl class="ledger">
+        {(Object.keys(NAMES) as (keyof Ledger)[]).map((name) => (
+          <div key={name} class={name}>
+            <dt>{NAMES[name]}</dt>
+            <dd>{count(ledger?.[name])}</dd>
+          </div>
+        ))}
+      </dl>
+      {pipelines.length > 1 && <Clients pipelines={pipelines} ofTexts={view.plan?.unit === "tokens"} />}
     </section>
   );
 }
