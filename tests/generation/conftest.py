@@ -1,6 +1,7 @@
 """A language model on devices that a test writes, over a broker in this process."""
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
@@ -9,6 +10,7 @@ import client.generation.deadlines
 from broker.memory import MemoryBroker
 from client.batch import Batch, BatchResult, DeadBatch, Tokens
 from client.generation.pipeline import TokenPipeline
+from client.generation.progress import PrefillTimes
 from client.generation.request import Request, batch_of, make_request
 from client.settings import ClientSettings
 from contract.activation import Header
@@ -108,6 +110,24 @@ def wait_at(stage: FakeStage, gates: Mapping[int, threading.Event]) -> None:
     stage.hears = hears
 
 
+def is_result(header: Header, _step: Step) -> bool:
+    return header.stage_index == 2
+
+
+def is_returned(header: Header, step: Step) -> bool:
+    return header.stage_index == 0 and step.returned
+
+
+def paced(_header: Header, _step: Step) -> bool:
+    """Hear everything, at the pace of a slow device."""
+    time.sleep(0.02)
+    return True
+
+
+def is_end(event: Tokens | BatchResult | DeadBatch) -> bool:
+    return not isinstance(event, Tokens)
+
+
 def write(site: Site, pipeline: TokenPipeline, *batches: Batch) -> Written:
     """Run batches to their ends."""
     written = Written(site)
@@ -129,3 +149,25 @@ def site(patient: None) -> Iterator[Site]:
     site = Site([["pi-0", "pi-9"], ["pi-1"]])
     yield site
     site.close()
+
+
+@pytest.fixture
+def hurried(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody wants to wait half a minute for a message that a test knows to be lost.
+
+    On a busy machine others are late, too: for tests that do not count attempts.
+    """
+    monkeypatch.setattr(PrefillTimes, "deadline_s", lambda *_: 0.4)
+    monkeypatch.setattr(client.generation.deadlines, "token_deadline_s", lambda *_: 0.4)
+
+
+@pytest.fixture
+def silent(patient: None, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Tokens are late only while this is set: from before an attempt's last one to the next."""
+    silent = threading.Event()
+
+    def deadline_s(_p99: float | None, _late: int) -> float:
+        return 0.4 if silent.is_set() else 30.0
+
+    monkeypatch.setattr(client.generation.deadlines, "token_deadline_s", deadline_s)
+    return silent
