@@ -115,17 +115,16 @@ def test_a_token_behind_another_s_prompt_is_not_late(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stage computes the second prompt for longer than a token may take."""
-    far, computing, computed = threading.Event(), threading.Event(), threading.Event()
+    far, computed = threading.Event(), threading.Event()
 
     def deadline_s(_p99: float | None, _late: int) -> float:
-        return 0.2 if computing.is_set() and not computed.is_set() else 30.0  # while it matters
+        return 0.6 if far.is_set() and not computed.is_set() else 30.0  # as long as it matters
 
     monkeypatch.setattr(client.generation.deadlines, "token_deadline_s", deadline_s)
 
     def hears(header: Header, step: Step) -> bool:
         if header.batch_id.seq == 1 and not step.returned:
-            computing.set()
-            time.sleep(0.8)
+            time.sleep(1.8)
             computed.set()
         return True
 
