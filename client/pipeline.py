@@ -1,8 +1,9 @@
 """Submits batches, keeps a window of them in flight, retries, and yields each result exactly once.
 
 One thread owns all state: the caller's, inside :meth:`Pipeline.run`. Network threads only put what
-they hear into `inbox.py`. Decisions live in `ledger.py`, `router.py`, `retry.py` and `feed.py`,
-which are pure; what outlives the process is written by `journal.py`.
+they hear into `inbox.py`, and `hearing.py` tells it apart. Decisions live in `ledger.py`,
+`router.py`, `retry.py` and `feed.py`, which are pure; what outlives the process is written by
+`journal.py`.
 """
 
 import logging
@@ -15,9 +16,10 @@ from broker.drop_watch import describe_drops
 from broker.reporter import EventReporter
 from broker.self_test import SelfTest, check_packet_size
 from broker.split import Elsewhere, SplitConnection
-from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
-from client.batch import Batch, DeathReason, Ended, NobodyThere, NothingYet, Stop, Tokens
+from broker.transport import Callbacks, Connect, ConnectionSettings
+from client.batch import Batch, DeathReason, Ended, NothingYet, Tokens
 from client.feed import FeedWatch
+from client.hearing import Hearing
 from client.inbox import Heard, Inbox
 from client.intake import Intake
 from client.journal import Journal
@@ -30,17 +32,13 @@ from client.steady_clock import SteadyClock
 from client.telling import Teller
 from client.tracer import Tracer
 from contract import topics
-from contract.errors import DeliveryError, JournalError, PlanError, ShardError, WireFormatError
+from contract.errors import DeliveryError, JournalError, PlanError, ShardError
 from contract.metrics import Ledger as LedgerCounts
 from contract.metrics import PipelineMetrics
-from contract.nack import parse_nack
-from contract.plan import MAX_PLAN_BYTES, Plan, parse_plan
-from contract.status import EventKind, parse_status
+from contract.plan import Plan
+from contract.status import EventKind
 
 TICK_S = 0.05
-MAX_EARLY_RESULTS = 32
-"""Results of an earlier start that are held until the plan is known: half of the receive maximum,
-so that the plan gets through. What is beyond is dropped, and its batch sent again."""
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +77,6 @@ class Pipeline:
         record: Record = NoRecord() if journal is None else journal
         self._settling = Settling(record)
         self._ended: list[Ended | Tokens] = []
-        self._early: list[Delivery] = []
-        self._rejected = 0
         self._last_tick = time.monotonic()
         self.on_metrics: Callable[[PipelineMetrics], None] = lambda _metrics: None
         clock = SteadyClock()
@@ -127,6 +123,18 @@ class Pipeline:
             self._reporter,
             clock,
         )
+        self._hearing = Hearing(
+            self._connection,
+            self._inbox,
+            self._watch,
+            journal,
+            self._sender,
+            self._receiver,
+            self._on_result,
+            self._settling,
+            self._tracer,
+            self._reporter,
+        )
         self._teller = Teller(
             settings,
             self._connection,
@@ -160,7 +168,7 @@ class Pipeline:
     @property
     def rejected(self) -> int:
         """Messages to this client that were not acceptable."""
-        return self._rejected + self._inbox.refused
+        return self._hearing.rejected + self._inbox.refused
 
     def counts(self, finished: bool = False) -> LedgerCounts:
         """The ledger; ``finished`` says that nothing more will come.
@@ -315,80 +323,10 @@ class Pipeline:
         self._ended += self._settling.settle(time.monotonic(), at_once=self._ledger.is_settled)
 
     def _handle(self, item: Heard) -> None:
-        if isinstance(item, bool):
-            self._on_connected(session_present=item)
-            return
-        if item is None or isinstance(item, Stop):
-            return  # of a pipeline of tokens
-        if isinstance(item, BaseException):
-            raise item  # a broker does not let us feed this pipeline: retrying cannot help
-        if isinstance(item, NobodyThere):
-            self._receiver.on_nobody_there(item)
-            return
-        try:
-            topic = topics.parse_topic(item.topic)
-            if topic.kind in ("result", "nack") and not self._watch.is_known:
-                if topic.kind == "result" and self._holds_early(item):
-                    return
-                raise WireFormatError("left over from an earlier run of this name")
-            if item.retained and topic.kind in ("result", "nack"):
-                raise WireFormatError("retained, which no device of ours does")
-            if topic.kind == "result":
-                self._on_result(item.payload, topic.sender)
-            elif topic.kind == "nack":
-                self._receiver.on_nack(parse_nack(item.payload, topic.sender))
-            elif topic.kind == "status":
-                self._receiver.on_status(parse_status(item.payload, topic.sender))
-            elif topic.kind == "plan":
-                self._on_plan(item)
-        except WireFormatError as error:
-            self._rejected += 1
-            self._reporter.report(EventKind.MESSAGE_REJECTED, f"{item.topic}: {error}")
-        self._settling.hold(item)
+        self._hearing.hear(item)
 
     def _on_result(self, payload: bytes, sender: str | None) -> None:
         self._receiver.on_result(payload, sender)
-
-    def _holds_early(self, delivery: Delivery) -> bool:
-        """Keep what the broker has kept for us, until we know the plan that it is judged by."""
-        if self._journal is None or len(self._early) >= MAX_EARLY_RESULTS:
-            return False
-        self._early.append(delivery)
-        return True
-
-    def _on_connected(self, session_present: bool) -> None:
-        if self._watch.is_known and not session_present:
-            log.warning("the broker forgot our session: sending all open batches again")
-            self._sender.send_again_now("the broker forgot our session")
-
-    def _on_plan(self, delivery: Delivery) -> None:
-        if not delivery.payload:
-            return  # retired; devices will say that they are idle
-        try:
-            plan = parse_plan(delivery.payload, delivery.topic)
-        except PlanError as error:
-            raise WireFormatError(str(error)) from error  # what was published is no plan at all
-        if not plan.placement:
-            raise WireFormatError("a plan without devices; hand it out with `shardline publish`")
-        if self._journal is not None:
-            if plan.decoding is not None:
-                raise JournalError(
-                    f"plan {plan.name} is a language model: a journal holds images and their "
-                    "answers; run without one"
-                )
-            self._journal.take_plan(plan)
-        # All of them, not our own two: we pause while one is away, and hear which one forgot us.
-        self._inbox.max_bytes = max(MAX_PLAN_BYTES, plan.max_message_bytes())
-        moved = self._connection.use(plan.edge_addresses(), plan.num_stages)
-        self._tracer.follow(plan)
-        if self._watch.take_plan(plan, time.monotonic()):
-            self._reporter.report(EventKind.PLAN_CHANGED, f"now plan {plan.plan_id} ({plan.name})")
-            self._sender.send_again_now("the plan changed")
-        elif moved:
-            self._sender.send_again_now("an edge has another broker")
-        early, self._early = self._early, []
-        for result in early:
-            self._handle(result)
 
     def _note_dropped(self, where: str, count: int) -> None:
         self._reporter.report(EventKind.MESSAGES_DROPPED, describe_drops(count, where))
