@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
 from typing import NamedTuple
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from client.dashboard.hub import Hub
+from client.http_server import make_server
 from contract.errors import SettingsError
 
 DEFAULT_PORT = 8080
@@ -62,21 +61,13 @@ def listen(bind: Bind, option: str = "--bind") -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter from names that no host can have
+        why = error.strerror if isinstance(error, OSError) else "no host can be called so"
         raise SettingsError(
-            f"{option} {bind.host}:{bind.port}: cannot listen there ({error.strerror}); choose an "
+            f"{option} {bind.host}:{bind.port}: cannot listen there ({why}); choose an "
             "address of this machine and a free port, or port 0 for any"
         ) from error
     return listener
-
-
-class QuietServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: whoever runs us decides when it ends."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """See uvicorn."""
-        yield
 
 
 class DashboardServer:
@@ -84,19 +75,7 @@ class DashboardServer:
 
     def __init__(self, hub: Hub, app: ASGIApp, listener: socket.socket) -> None:
         self._hub, self._listener = hub, listener
-        self._server = QuietServer(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                limit_concurrency=MAX_CONNECTIONS,
-                timeout_graceful_shutdown=GRACE_S,
-            )
-        )
+        self._server = make_server(app, MAX_CONNECTIONS, GRACE_S)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self) -> None:

@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import socket
 
-import uvicorn
-
 from client.dashboard.guard import Token
-from client.dashboard.serve import QuietServer
+from client.http_server import make_server
 from client.serving.app import make_app
 from client.serving.engine import Engine
 
@@ -22,19 +20,7 @@ class ApiServer:
     def __init__(self, engine: Engine, listener: socket.socket, key: Token | None = None) -> None:
         self._engine, self._listener = engine, listener
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._server = QuietServer(
-            uvicorn.Config(
-                make_app(engine, key),
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                limit_concurrency=MAX_CONNECTIONS,
-                timeout_graceful_shutdown=GRACE_S,
-            )
-        )
+        self._server = make_server(make_app(engine, key), MAX_CONNECTIONS, GRACE_S)
 
     def run(self) -> None:
         """Serve until :meth:`stop`."""
