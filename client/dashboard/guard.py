@@ -8,10 +8,10 @@ import hmac
 import ipaddress
 import os
 import secrets
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -73,13 +73,10 @@ class Token:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self.is_it(given.strip()):
             return True
-        try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return morsel is not None and secrets.compare_digest(
-            morsel.value.encode(), self.cookie.encode()
-        )
+        # Not by http.cookies: it drops all cookies behind one that it cannot read, and browsers
+        # send those of every service on this host.
+        given = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        return secrets.compare_digest(given.encode(), self.cookie.encode())
 
 
 def read_or_make_token(file: Path) -> tuple[Token, bool]:

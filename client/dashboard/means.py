@@ -45,9 +45,9 @@ def of_pipeline(history: Sequence[PipelineMetrics]) -> PipelineMetrics:
 
 def per_batch(weighed: Sequence[tuple[float, float | None]]) -> float | None:
     """The mean over batches of ``(batches a second, their mean in ms)``; None without batches."""
-    known = [(weight, mean) for weight, mean in weighed if mean is not None]
+    known = [(weight, mean) for weight, mean in weighed if mean is not None and weight > 0]
     weight = sum(weight for weight, _ in known)
-    return sum(weight * mean for weight, mean in known) / weight if weight > 0 else None
+    return sum(weight * mean for weight, mean in known) / weight if known else None
 
 
 def _recent(history: Sequence[Metrics]) -> list[Metrics]:

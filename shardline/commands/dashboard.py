@@ -37,7 +37,7 @@ def run(
     verbose: options.Verbose = False,
 ) -> None:
     """Show the cluster in a browser, live, until SIGTERM or Ctrl-C; changes nothing."""
-    from contract.errors import EnvironmentMissingError
+    from contract.errors import EnvironmentMissingError, SettingsError
 
     try:
         import starlette  # noqa: F401
@@ -58,6 +58,12 @@ def run(
 
     set_up_logging(verbose)
     where = parse_bind(bind)
+    for name in allow_host or ():
+        if not name or set(name) & set(":/ "):
+            raise SettingsError(
+                f"--allow-host {name!r}: expected a name alone, for example pi.local, without "
+                "https:// and without a port"
+            )
     token, is_new = (None, False) if token_file is None else read_or_make_token(token_file)
     connect = connect_to(broker, username, password_file, ca_file, cert_file, key_file)
     name = connect.address.username or f"dashboard-{secrets.token_hex(4)}"

@@ -21,6 +21,7 @@ from contract.status import EventKind
 from tests.conftest import StartStage
 from tests.dashboard.conftest import Serve
 from tests.dashboard.made_up import Talking, event_of, plan_on
+from tests.faults.proxy import Proxy
 from tests.pipeline.fakes import make_batches, publish_plan
 from tests.pipeline.test_process_faults import StageProcess
 from tests.tiny import make_tiny_plan
@@ -198,6 +199,23 @@ def test_a_broker_that_goes_is_told_and_all_is_right_when_it_is_back(
         assert page.locator("[data-row]").count() == 3
     finally:
         talking.close()
+
+
+def test_a_connection_that_nobody_ended_is_made_anew(
+    watched: Watched, serve: Serve, quick: None
+) -> None:
+    """As when a machine loses its power: no word comes, and none of an end."""
+    page, (host, _, port) = watched.page, serve().url.removeprefix("http://").partition(":")
+    proxy = Proxy(host, int(port))
+    try:
+        page.goto(f"http://127.0.0.1:{proxy.port}")
+        headline = page.locator(".headline")
+        expect(headline).to_contain_text("No plan is published")
+        assert proxy.swallow(upward=False)
+        expect(headline).to_contain_text("No connection to the dashboard for")
+        expect(headline).to_contain_text("No plan is published", timeout=2 * TIMEOUT_MS)
+    finally:
+        proxy.close()
 
 
 def test_a_dashboard_that_goes_is_told_too(watched: Watched, serve: Serve, quick: None) -> None:

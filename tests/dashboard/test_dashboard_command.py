@@ -117,6 +117,12 @@ def test_an_address_of_another_machine_is_told(run: Run) -> None:
     assert "--bind 192.0.2.1:8080: cannot listen there" in done.err
 
 
+@pytest.mark.parametrize("host", ["192.168..1", "a" * 64 + ".local"])
+def test_a_name_that_no_host_can_have_is_told(host: str) -> None:
+    with pytest.raises(SettingsError, match="no host can be called so"):
+        listen(Bind(host, 0))
+
+
 def test_without_the_packages_it_is_told_in_one_sentence(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

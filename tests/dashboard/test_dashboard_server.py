@@ -165,6 +165,14 @@ def test_with_the_token_a_browser_gets_a_cookie_that_is_not_the_token() -> None:
     assert TOKEN not in repr(Token(TOKEN))
 
 
+@pytest.mark.parametrize("others", ['g={"a":1}', "x=a b", "a[b]=1", "flag", 'q="open'])
+def test_cookies_of_other_services_on_this_host_lock_nobody_out(others: str) -> None:
+    with client(token=Token(TOKEN)) as http:
+        cookie = f"{others}; {COOKIE}={Token(TOKEN).cookie}"
+        assert http.get("/api/view", headers={"cookie": cookie}).status_code == 200
+        assert http.get("/api/view", headers={"cookie": others}).status_code == 401
+
+
 def test_a_token_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     file = tmp_path / "token"
     made, is_new = read_or_make_token(file)

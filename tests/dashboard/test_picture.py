@@ -244,6 +244,14 @@ def test_clients_that_claim_absurd_numbers_do_not_stop_the_page(told: Told, plan
     assert view.ledger.lost == -(2**63) + 1
 
 
+def test_a_device_that_claims_absurd_rates_does_not_stop_the_page(told: Told, plan: Plan) -> None:
+    claims = ((1e15, 1e15), (-1e15, 0.0), (1e-300, 0.0))
+    for second, (rate, took_ms) in enumerate(claims):
+        changes = {"batches_per_s": rate, "compute_ms_mean": took_ms, "wait_ms_mean": took_ms}
+        told.metrics("pi-2", plan, time_unix_s=1e6 + second, **changes)
+    look(told).model_dump_json()
+
+
 def test_events_are_the_latest_and_short(told: Told) -> None:
     for index in range(EVENTS_SENT + 5):
         told.event(event_of(f"{index} " + "x" * 1000))

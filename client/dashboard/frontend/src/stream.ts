@@ -12,14 +12,18 @@ export interface State {
 
 const LOST_AFTER_MS = 3500;
 const RETRY_MS = 3000;
+const RENEW_AFTER_MS = 10_000; // a connection that has lost its other end stays open without a word
 
 /** Listen for ever; `show` is called with each new state, null while nothing ever came. */
 export function listen(show: (state: State | null) => void): void {
   let state: State | null = null;
   let heardAt = Date.now();
+  let openedAt = heardAt;
+  let asking = false;
   let source: EventSource | null = null;
 
   const open = () => {
+    openedAt = Date.now();
     source = new EventSource("/api/stream");
     source.addEventListener("view", (event) => {
       const view = JSON.parse((event as MessageEvent<string>).data) as ViewMessage;
@@ -36,16 +40,24 @@ export function listen(show: (state: State | null) => void): void {
   };
 
   const reopen = async () => {
-    const answer = await fetch("/healthz", { cache: "no-store" }).catch(() => null);
-    const allowed = answer?.ok && (await fetch("/api/view", { method: "HEAD" }).catch(() => null));
-    if (allowed && allowed.status === 401) location.reload(); // it asks for the token there
+    if (asking) return;
+    asking = true;
+    source?.close();
+    const ask = (path: string, method: string) =>
+      fetch(path, { method, cache: "no-store", signal: AbortSignal.timeout(RETRY_MS) }).catch(() => null);
+    const answer = await ask("/healthz", "GET");
+    const allowed = answer?.ok ? await ask("/api/view", "HEAD") : null;
+    asking = false;
+    if (allowed?.status === 401) location.reload(); // it asks for the token there
     else open();
   };
 
   setInterval(() => {
-    if (Date.now() - heardAt < LOST_AFTER_MS) return;
+    const silentMs = Date.now() - heardAt;
+    if (silentMs < LOST_AFTER_MS) return;
     if (state === null) show(null);
     else show((state = { ...state, lost_since_ms: heardAt }));
+    if (Math.min(silentMs, Date.now() - openedAt) > RENEW_AFTER_MS) void reopen();
   }, 1000);
   open();
 }
