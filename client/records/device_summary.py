@@ -53,12 +53,14 @@ class DeviceSummary:
     def take(self, metrics: DeviceMetrics, now_unix_s: float) -> None:
         """Take one message in; ``now_unix_s`` is when it was heard, by our clock."""
         batches = self._count(metrics)
-        if self._last is None:
+        is_first = self._last is None  # of the second before we listened
+        if is_first:
             self._first_heard = now_unix_s
         self._last, self._last_heard = metrics, now_unix_s
         self._mean("compute").add(metrics.compute_ms_mean, batches)
         self._mean("wait").add(metrics.wait_ms_mean, batches)
-        self._mean("publish").add(metrics.publish_ms_mean, batches)
+        # Outputs are acknowledged in a later second than they are computed in, where that is slow.
+        self._mean("publish").add(metrics.publish_ms_mean, 0 if is_first else max(1, batches))
         self._mean("utilisation").add(metrics.utilisation)
         self._mean("cpu").add(metrics.cpu_percent)
         self._mean("memory").add(metrics.rss_bytes)
@@ -79,7 +81,9 @@ class DeviceSummary:
         if last is None:
             self._starts = 1
             return 0
-        is_new_start = metrics.uptime_s < last.uptime_s
+        is_new_start = metrics.uptime_s < last.uptime_s or any(
+            getattr(metrics, name) < getattr(last, name) for name in _TOTALS
+        )  # it may be up for longer now than when it was last heard
         self._starts += is_new_start
         self._seconds += metrics.uptime_s - (0.0 if is_new_start else last.uptime_s)
         for name in _TOTALS:

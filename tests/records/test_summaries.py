@@ -182,6 +182,35 @@ def test_a_device_s_counters_are_what_they_grew_by_while_it_was_recorded(
     assert (row["first_heard_unix_s"], row["last_heard_unix_s"]) == (1001.0, 1004.0)
 
 
+def test_a_start_is_noticed_though_the_agent_is_up_for_longer_than_when_it_was_last_heard(
+    listener: Listener,
+) -> None:
+    listener.hear(
+        device_metrics(uptime_s=10.0, batches_total=1000),
+        device_metrics(uptime_s=60.0, batches_total=400),
+    )
+    row = listener.device()
+    assert (row["starts"], row["batches"], row["seconds"]) == (2, 400, 60.0)
+
+
+def test_a_slow_link_s_outputs_count_in_seconds_that_compute_nothing(listener: Listener) -> None:
+    """They are acknowledged in another second than they are computed in."""
+    listener.hear(device_metrics(uptime_s=1.0, batches_total=0))
+    for second in range(2, 62, 2):
+        computed = {"batches_total": second // 2, "compute_ms_mean": 100.0}
+        listener.hear(
+            device_metrics(uptime_s=second, publish_ms_mean=None, **computed),
+            device_metrics(
+                uptime_s=second + 1.0,
+                batches_total=second // 2,
+                compute_ms_mean=None,
+                publish_ms_mean=1200.0,
+            ),
+        )
+    row = listener.device()
+    assert (row["compute_ms_mean"], row["publish_ms_mean"]) == (100.0, 1200.0)
+
+
 def test_a_device_s_means_peaks_and_flags(listener: Listener) -> None:
     listener.hear(
         device_metrics(compute_ms_mean=99.0, utilisation=0.2, rss_bytes=100),
@@ -266,12 +295,16 @@ def test_memory_is_bounded_whoever_sends_and_however_long(
         listener.hear(device_metrics(f"pi-{index}"))
     for index in range(MAX_CLIENTS + 5):
         listener.hear(trace_metrics(batch_trace(), client=f"client-{index}"))
+    for index in range(MAX_DEVICES):
+        route = tuple(f"pi-{stage}-of-{index}" for stage in range(3))
+        listener.hear(trace_metrics(batch_trace(route=route), client="client-5"))
     monkeypatch.setattr("client.records.collection.MAX_STAGES_KEPT", 3)
     listener.hear(plan, plan.model_copy(update={"name": "again"}))
     collection = listener.collection
     assert len(collection.device_rows()) == MAX_DEVICES
     assert len(collection._feeds) == MAX_CLIENTS
-    assert list(collection._feeds)[-1] == f"client-{MAX_CLIENTS + 4}"
+    assert list(collection._feeds)[-2] == f"client-{MAX_CLIENTS + 4}"
+    assert len(collection._feeds["client-5"].devices) == MAX_DEVICES
     assert len(collection.stage_rows()) == 3 <= MAX_STAGES_KEPT
     listener.batches()
     assert listener.batches() == []
