@@ -71,6 +71,9 @@ def _pipeline_sensors() -> dict[str, Component]:
     counted = {"unit_of_measurement": "batches", "state_class": "total_increasing"}
     return {
         "throughput": _sensor("Throughput", f"{field}images_per_s", unit_of_measurement="images/s"),
+        "tokens": _sensor(
+            "Tokens", f"{field}tokens_per_s | default(none)", unit_of_measurement="tokens/s"
+        ),
         "latency": _sensor(
             "Latency (95th percentile)",
             f"{field}latency_ms_p95",

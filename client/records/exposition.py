@@ -41,9 +41,10 @@ def serving(listen: str, look: Callable[[], ClusterView]) -> Iterator[str]:
     registry.register(ClusterCollector(look))
     try:
         server, thread = start_http_server(port, host, registry)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter from names that no host can have
+        why = error.strerror if isinstance(error, OSError) else "no host can be called so"
         raise SettingsError(
-            f"--prometheus {listen}: cannot listen there ({error.strerror}); choose another port, "
+            f"--prometheus {listen}: cannot listen there ({why}); choose another port, "
             "or an address of this machine"
         ) from error
     shown = f"[{host}]" if ":" in host else host

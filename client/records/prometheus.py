@@ -44,7 +44,8 @@ FAMILIES = tuple(
         ("watch_connected", "Whether this process hears the broker (1) or not (0).", ()),
         ("watch_ignored_messages_total", "Messages heard that were none, or malformed.", ()),
         ("plan_info", "1 for the published plan.", ("plan_id",)),
-        ("plan_predicted_images_per_second", "Predicted rate of the published plan.", ()),
+        ("plan_predicted_images_per_second", "Predicted rate of a plan that takes images.", ()),
+        ("plan_predicted_tokens_per_second", "Predicted rate of a language model's plan.", ()),
         ("broker_uptime_seconds", "Since Mosquitto started.", ()),
         ("broker_received_bytes_total", "Bytes that the broker has received.", ()),
         ("broker_sent_bytes_total", "Bytes that the broker has sent.", ()),
@@ -126,7 +127,8 @@ def _cluster_samples(view: ClusterView) -> Iterator[tuple[str, Labels, float | N
     if view.plan is not None:
         yield "plan_info", (view.plan.plan_id,), 1.0
         if view.plan.prediction is not None:
-            yield "plan_predicted_images_per_second", (), view.plan.prediction.images_per_s
+            unit = "images" if view.plan.decoding is None else "tokens"
+            yield f"plan_predicted_{unit}_per_second", (), view.plan.prediction.images_per_s
     if view.is_connected:
         broker = view.broker
         yield "broker_uptime_seconds", (), broker.uptime_s
@@ -136,9 +138,11 @@ def _cluster_samples(view: ClusterView) -> Iterator[tuple[str, Labels, float | N
         yield "broker_connections", (), broker.clients_connected
 
 
-def _device_samples(device: DeviceView) -> Iterator[tuple[str, Labels, float | None]]:
+def _device_samples(
+    device: DeviceView, is_connected: bool
+) -> Iterator[tuple[str, Labels, float | None]]:
     name = (device.name,)
-    if device.status is not None:
+    if device.status is not None and is_connected:
         yield "online", name, float(device.status.state is DeviceState.ONLINE)
     metrics = device.metrics
     if metrics is None or not device.is_fresh:
@@ -215,7 +219,7 @@ def samples(view: ClusterView) -> dict[str, dict[Labels, float]]:
 
     add("", _cluster_samples(view))
     for device in view.devices:
-        add("device_", _device_samples(device))
+        add("device_", _device_samples(device, view.is_connected))
     for pipeline in view.pipelines:
         add("", _pipeline_samples(pipeline))
     return found

@@ -71,6 +71,10 @@ def run(
         )
     if home_assistant and home_assistant_remove:
         raise SettingsError("--home-assistant and --home-assistant-remove: choose one")
+    if as_json and (tells or (prometheus and csv is None and profile is None)):
+        raise SettingsError(
+            "--json: nothing is printed with --prometheus or --home-assistant alone; leave one out"
+        )
     if append and csv is None and profile is None:
         raise SettingsError("--append: go on with what? Also give --csv or --profile")
     connect = connect_to(broker, username, password_file, ca_file, cert_file, key_file)

@@ -33,7 +33,7 @@ DEVICE_CLASSES = {
         "temperature": {"°C"},
         "data_size": {"B"},
         "duration": {"ms"},
-        None: {"images/s", "%", "batches"},
+        None: {"images/s", "tokens/s", "%", "batches"},
     },
     "binary_sensor": {"problem": {None}, "connectivity": {None}},
 }
@@ -127,6 +127,7 @@ def test_the_pipeline_shows_throughput_and_the_ledger() -> None:
         key: shown(part["value_template"], pipeline_metrics()) for key, part in parts.items()
     } == {
         "throughput": "100.0",
+        "tokens": "None",
         "latency": "50.0",
         "delivered": "14",
         "lost": "0",
@@ -135,6 +136,11 @@ def test_the_pipeline_shows_throughput_and_the_ledger() -> None:
     assert {part["state_topic"] for part in parts.values()} == {
         topics.pipeline_metrics_filter(CLUSTER)
     }
+
+
+def test_of_a_language_model_the_pipeline_shows_tokens() -> None:
+    template = PIPELINE["components"]["tokens"]["value_template"]
+    assert shown(template, pipeline_metrics(tokens_per_s=57.5)) == "57.5"
 
 
 def test_what_a_device_says_of_itself_is_cut_and_in_no_template() -> None:

@@ -5,6 +5,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,6 +17,7 @@ from client.watch.state import ClusterState
 from client.watch.view import STALE_AFTER_S, ClusterView
 from contract import topics
 from contract.errors import SettingsError
+from contract.metrics import DeviceMetrics, Ledger
 from contract.plan import Plan
 from contract.status import DeviceState
 from tests.records.told import as_json, delivered, device_metrics, pipeline_metrics, status
@@ -104,12 +106,44 @@ def test_a_name_keeps_to_the_conventions(family: object) -> None:
     assert "quantile" not in getattr(family, "labels")  # noqa: B009
 
 
-def test_everything_that_only_grows_and_nothing_else_is_a_counter() -> None:
+def test_everything_that_only_grows_and_nothing_else_is_a_counter(cluster: Cluster) -> None:
+    """Each is known again by a value of its own."""
+    grows = [name for name in DeviceMetrics.model_fields if name.endswith("_total")]
+    ledger = [name for name in Ledger.model_fields if name not in ("in_flight", "lost")]
+    values = {name: 7_000_000 + index for index, name in enumerate((*grows, *ledger, "ties"))}
+    of_device = device_metrics("pi-0", **{name: values[name] for name in grows})
+    counted = pipeline_metrics().ledger.model_copy(update={name: values[name] for name in ledger})
+    of_client = pipeline_metrics(ledger=counted, near_ties_total=values["ties"])
+    cluster.hear(topics.metrics_topic(CLUSTER, "pi-0"), as_json(of_device))
+    cluster.hear(topics.pipeline_metrics_topic(CLUSTER, "client-a"), as_json(of_client))
+    found = samples(cluster.view())
+    shown = {
+        name: [metric for metric, told in found.items() if value in told.values()]
+        for name, value in values.items()
+    }
+    assert all(len(metrics) == 1 for metrics in shown.values()), shown
     counters = {family.name for family in FAMILIES if family.kind == "counter"}
-    assert counters == {name for name in counters if name.endswith("_total")}
-    growing = [n for n in type(device_metrics()).model_fields if n.endswith("_total")]
-    assert len([name for name in counters if "_device_" in name]) == len(growing)
+    of_others = {name for name in counters if re.match("shardline_(broker|watch)_", name)}
+    assert {metrics[0] for metrics in shown.values()} == counters - of_others
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+
+
+def test_of_a_language_model_tokens_are_predicted(cluster: Cluster, plan: Plan) -> None:
+    view = cluster.view()
+    assert view.plan is not None
+    prediction = SimpleNamespace(images_per_s=12.0)
+    images = SimpleNamespace(plan_id=plan.plan_id, prediction=prediction, decoding=None)
+    texts = SimpleNamespace(plan_id=plan.plan_id, prediction=prediction, decoding=object())
+    for told, unit in ((images, "images"), (texts, "tokens")):
+        found = samples(replace(view, plan=told))  # type: ignore[arg-type]
+        predicted = {name: value for name, value in found.items() if "_predicted_" in name}
+        assert predicted == {f"shardline_plan_predicted_{unit}_per_second": {(): 12.0}}
+
+
+def test_without_the_broker_nobody_is_said_to_be_online(cluster: Cluster) -> None:
+    assert "shardline_device_online" in exposed(cluster.view())
+    cluster.state.set_connected(False)
+    assert "shardline_device_online" not in exposed(cluster.view())
 
 
 def test_what_is_exposed_is_what_was_published(cluster: Cluster, plan: Plan) -> None:
@@ -148,7 +182,10 @@ def test_what_is_exposed_is_what_was_published(cluster: Cluster, plan: Plan) -> 
 
 def test_every_metric_is_exposed_by_a_cluster_that_tells_all(cluster: Cluster) -> None:
     names = {family.name for family in FAMILIES}
-    assert set(samples(cluster.view())) == names - {"shardline_plan_predicted_images_per_second"}
+    assert set(samples(cluster.view())) == names - {
+        "shardline_plan_predicted_images_per_second",
+        "shardline_plan_predicted_tokens_per_second",
+    }
     assert set(exposed(cluster.view())) == set(samples(cluster.view()))
 
 
@@ -210,6 +247,14 @@ def test_it_is_served_on_loopback_as_text_of_prometheus(cluster: Cluster, addres
     with urllib.request.urlopen(address, timeout=10) as answer:
         found = scraped(answer.read().decode())
     assert found["shardline_device_images_total"][labels(device="pi-0")] == 4711
+
+
+def test_an_address_that_no_host_can_have_is_told(cluster: Cluster) -> None:
+    with (
+        pytest.raises(SettingsError, match="no host can be called so"),
+        serving("192.168..1:9464", cluster.view),
+    ):
+        pass
 
 
 def test_a_port_that_is_taken_is_told(cluster: Cluster, address: str) -> None:
