@@ -67,6 +67,12 @@ def parse_address(
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise SettingsError(f"broker {text!r}: expected host or host:port, for example pi-0:1883")
+    try:
+        host.encode("idna")  # as looking it up would, deep in the network code
+    except UnicodeError as error:
+        raise SettingsError(
+            f"broker {text!r}: no host can be called {host!r} ({error}); for example pi-0:1883"
+        ) from error
     return BrokerAddress(host, int(port), username, password, tls)
 
 

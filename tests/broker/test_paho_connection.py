@@ -374,6 +374,12 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         parse_address(text)
 
 
+@pytest.mark.parametrize("text", ["192.168..1", "192.168..1:1883", "a" * 64 + ".local"])
+def test_a_name_that_no_host_can_have_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="no host can be called"):
+        parse_address(text)
+
+
 def test_the_connector_opens_what_it_makes(shared_broker: EmbeddedBroker, unique: str) -> None:
     connection = Connector(shared_broker.address)(
         ConnectionSettings(name=unique), Callbacks(on_delivery=Delivery.ack)
