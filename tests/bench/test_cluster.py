@@ -16,7 +16,7 @@ from bench.cluster.cgroups import ProcessorShare, Throttling, controller, period
 from bench.cluster.compare import row, slowest_stage
 from bench.cluster.devices import EmulatedDevice, Usage, check_shares
 from bench.cluster.measure import Arrival, DeviceFigures, RunFigures, device_figures, rate
-from bench.cluster.network import burst_bytes, inside, maker_of, network, remove_left_behind
+from bench.cluster.network import Host, burst_bytes, inside, maker_of, network, remove_left_behind
 from bench.cluster.rig import Cluster
 from bench.cluster.tcp import stream_mbit
 from bench.cluster.workers import WorkerRates
@@ -183,11 +183,19 @@ def test_the_replicas_of_a_stage_add_up(tmp_path: Path) -> None:
     assert slowest_stage(replicated(tmp_path, "a", "b"), WorkerRates((3.0, 1.5))) == 4.5
 
 
+def best_mbit(sender: Host, receiver: Host) -> float:
+    """A busy machine fills a cable less than it could: only the best of a few runs tells its rate.
+
+    A cable that lets more through does so in any of them.
+    """
+    return max(stream_mbit(sender, receiver, 0.6) for _ in range(4))
+
+
 @needs_root
 def test_a_cable_has_its_rate_in_both_directions_and_nothing_is_left() -> None:
     with network({"broker": 1000, "client": 1000, "d0": 100}) as hosts, inside(hosts["client"]):
-        there = stream_mbit(hosts["d0"], hosts["broker"], 0.6)
-        back = stream_mbit(hosts["broker"], hosts["d0"], 0.6)
+        there = best_mbit(hosts["d0"], hosts["broker"])
+        back = best_mbit(hosts["broker"], hosts["d0"])
     assert 70 < there < 105
     assert 70 < back < 105
     assert not Path(f"/run/netns/{hosts['d0'].namespace}").exists()

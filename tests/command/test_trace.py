@@ -149,7 +149,7 @@ def test_without_a_plan_it_says_so(run: Run, at: list[str]) -> None:
 
 
 def test_if_nobody_feeds_it_says_so_and_what_to_do(run: Run, plan: Plan, at: list[str]) -> None:
-    done = run("trace", *at, "--timeout", 2.5)
+    done = run("trace", *at, "--timeout", 6)
     one_line(done, ExitCode.DELIVERY, "nothing feeds the pipeline", "--feed", "shardline infer")
 
 
