@@ -55,9 +55,58 @@ def codec(name: str) -> list[str]:
     return [f"{min(found):.1f}", f"{max(found):.1f}"]
 
 
+def beside(model: str, batch: int) -> str:
+    """Percent of two processors that broker and client take."""
+    found = pipeline(model, batch)
+    batches_per_s = found["images_per_s"]["pipeline"]["median"] / batch
+    spent_ms = found["cpu_ms"]["broker"] + found["cpu_ms"]["client"]
+    return f"{batches_per_s * spent_ms / 1e3 / 2:.0%}".removesuffix("%")
+
+
+def computing(model: str, batch: int, digits: int = 0) -> list[str]:
+    """Ms for a batch: of both stages together, and of one of two processes with the whole model."""
+    found = pipeline(model, batch)
+    whole = 2 * batch / found["images_per_s"]["two processes"]["median"] * 1e3
+    return [f"{sum(found['compute_ms']):.{digits}f}", f"{whole:.{digits}f}"]
+
+
+def lopsided() -> list[str]:
+    """Percent by which the longer stage computes longer than the mean: least and most of all."""
+    every = [pipeline(model, batch) for model in (MOBILE, RESNET) for batch in (1, 8)]
+    found = [max(one["compute_ms"]) / sum(one["compute_ms"]) * 2 - 1 for one in every]
+    return [f"{value * 100:.0f}" for value in (min(found), max(found))]
+
+
+def over_rpc(model: str, key: str = "over_rpc", digits: int = 1) -> str:
+    return f"{row('rpc', model=model, batch=8)[key]['median']:.{digits}f}"
+
+
+def engine(name: str, batch: int) -> Row:
+    return row("engines", batch=batch, engine=name)
+
+
+def over_eager(name: str, batch: int, digits: int = 2) -> str:
+    """How many times as fast as eager PyTorch."""
+    return f"{engine(name, batch)['over_eager']['median']:.{digits}f}"
+
+
+def in_the_best_layout() -> float:
+    """How many times as fast as eager PyTorch in its own best layout onnxruntime is."""
+    times = {name: engine(name, 8)["over_eager"]["median"] for name in (ONNX, LAST)}
+    return float(times[ONNX] / times[LAST])
+
+
+def untuned() -> str:
+    """By how much RPC would be behind in the layout that nobody chose."""
+    last = engine(LAST, 8)["over_eager"]["median"]
+    return f"{row('rpc', model=MOBILE)['over_rpc']['median'] * last:.1f}"
+
+
+ONNX, LAST, COMPILED = "onnxruntime", "torch channels-last", "torch compiled"
 FIRST, SECOND, WHOLE = "halves stage 0", "halves stage 1", "all stage 0"
 TORCH = "import torch, nothing else"
 MOBILE, RESNET = "mobilenet_v2", "resnet50"
+BENCH = "bench/README.md"
 HARDWARE, CODECS = "docs/hardware.md", "docs/adr/0020-codecs-with-a-scale-for-each-image.md"
 
 
@@ -121,6 +170,53 @@ PUBLISHED = (
         ],
     ),
     Sentence(CODECS, "| `int8` | # to # |", lambda: codec("int8")),
+    Sentence(
+        BENCH,
+        "the whole gain, # times, is smaller than the engine's own, # times",
+        lambda: [over_rpc(MOBILE), f"{in_the_best_layout():.1f}"],
+    ),
+    Sentence(
+        BENCH,
+        "of MobileNetV2 compute for # ms and those of ResNet50 for #;",
+        lambda: [computing(MOBILE, 1)[0], computing(RESNET, 1)[0]],
+    ),
+    Sentence(
+        BENCH,
+        "take # % of both processors at batch 1 of MobileNetV2 and # % at batch 8, # % and # % "
+        "with ResNet50;",
+        lambda: [beside(model, batch) for model in (MOBILE, RESNET) for batch in (1, 8)],
+    ),
+    Sentence(BENCH, "computes # to # % longer than the mean of the two", lopsided),
+    Sentence(
+        BENCH,
+        "# against # ms and # against # ms with MobileNetV2 at batch 1 and 8, # against # ms with "
+        "ResNet50 at batch 8, though # against # ms at batch 1",
+        lambda: [
+            *(*computing(MOBILE, 1, 1), *computing(MOBILE, 8)),
+            *(*computing(RESNET, 8), *computing(RESNET, 1)),
+        ],
+    ),
+    Sentence(
+        BENCH,
+        "computes MobileNetV2 at batch 8 # times as fast as eager PyTorch, and # times",
+        lambda: [over_eager(ONNX, 8, 1), f"{in_the_best_layout():.1f}"],
+    ),
+    Sentence(BENCH, "by these figures, be about #. Over", lambda: [untuned()]),
+    Sentence(
+        BENCH,
+        "much the same, # and #. The",
+        lambda: [over_rpc(MOBILE, "over_gloo"), over_rpc(RESNET, "over_gloo")],
+    ),
+    Sentence(
+        BENCH,
+        "# times eager against # at batch 1, # against # at batch 8",
+        lambda: [over_eager(name, batch) for batch in (1, 8) for name in (COMPILED, ONNX)],
+    ),
+    Sentence(
+        BENCH,
+        "# to # s at each start",
+        lambda: [f"{engine(COMPILED, batch)['ready_s']:.0f}" for batch in (8, 1)],
+    ),
 )
 
 
