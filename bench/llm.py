@@ -4,10 +4,10 @@
 
 Random weights of GPT-2's shape, greedy, one thread a process. Stage k is pinned to processor k,
 every process that decodes alone to the first; broker and client share both. All go on behind the
-same prompts, whose own computing is not counted, and write the same tokens, which is looked at. The
-sides take turns; each ratio is taken within one round. Four sequences go through the pipeline once
-as two batches of two rows and once as four of one; the process that they are held against decodes
-the four as one batch.
+same prompts, whose own computing is not counted, and write the same tokens, which is looked at:
+every row in every turn. The sides take turns; each ratio is taken within one round. Four sequences
+go through the pipeline once as two batches of two rows and once as four of one; the process that
+they are held against decodes the four as one batch.
 
 What a hop costs is what a token takes beside the stages' own computing (by the traces), divided by
 the hops: as many as stages, since the last one's token goes back to the first.
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.llm_models import SEQUENCES, SHAPES, Ids, TextPlans, prepare_text, prompt_ids
+from bench.llm_texts import Rows, Texts, others
 from bench.llm_workers import Decoded, TextWorker
 from bench.pinned_pipeline import PinnedPipeline
 from bench.processes import confine_to_two_cpus
@@ -44,8 +45,6 @@ COMPARISONS = (
     (INT4, ONE, ">= 2"),
     (ONE, TRANSFORMERS, None),
 )
-Texts = dict[tuple[str, int], list[list[int]]]
-"""What a side has written behind how many tokens, one list for each sequence."""
 COLUMNS = (
     text("what", "what"),
     text("against", "against"),
@@ -61,7 +60,7 @@ class Passed(NamedTuple):
 
     ms_per_token: float
     compute_ms: float
-    tokens: list[list[int]]
+    tokens: Rows
 
 
 def decode(pipeline: TokenPipeline, prompts: Sequence[Ids], tokens: int) -> Passed:
@@ -153,10 +152,13 @@ class Sides:
             worker = self._workers[name]
             worker.decode(context, WARM_UP_TOKENS)  # where it was elsewhere, its prompt anew
             done: Decoded = worker.decode(context, self._tokens)
-            self.texts[name, context] = done.tokens
+            self._wrote(name, context, done.tokens)
             return done.ms_per_token
 
         return measure
+
+    def _wrote(self, name: str, context: int, rows: Rows) -> None:
+        self.texts.setdefault((name, context), []).append(rows)
 
     def pipeline(self, name: str, batches: int, rows: int, context: int) -> Callable[[], float]:
         """The pipeline with so many batches of so many sequences."""
@@ -165,7 +167,7 @@ class Sides:
 
         def measure() -> float:
             done = decode(self._pipeline, prompts, self._tokens)
-            self.texts[name, context] = done.tokens
+            self._wrote(name, context, done.tokens)
             if len(ids) == 1:
                 beside = done.ms_per_token - done.compute_ms
                 self.hops_ms.append(beside / self._plans.pipeline.num_stages)
@@ -212,7 +214,7 @@ def measure(plans: TextPlans, contexts: Sequence[int], tokens: int, rounds: int)
 
 class Found(NamedTuple):
     """Milliseconds for a token by side and round: at the short context, and at both; what a hop
-    cost; the last text of each side."""
+    cost; the texts of each side."""
 
     short: dict[str, list[float]]
     both: dict[str, list[float]]
@@ -248,15 +250,6 @@ def rows_of(found: Found, contexts: Sequence[int]) -> list[Row]:
     return [*rows, {"what": "a hop, beside computing", "hop_ms": hop, "aim": "< 1 ms"}]
 
 
-def others(texts: Texts) -> list[str]:
-    """Sides of float32 that have written something else than one process has. Pure."""
-    return [
-        f"{name} behind {context} tokens"
-        for (name, context), rows in texts.items()
-        if name != INT4 and rows[0] != texts[ONE, context][0]
-    ]
-
-
 def _median(values: Sequence[float]) -> float:
     return round(statistics.median(values), 3)
 
@@ -275,10 +268,8 @@ def main() -> None:
     )
     for row in rows_of(found, chosen.contexts):
         recorder.add(row)
-    for name in others(found.texts):
-        recorder.note(
-            f"Of another text than one process's: {name} (random weights have near ties)."
-        )
+    for text_ in others(found.texts, ONE, FOUR, left_out=(INT4,)):
+        recorder.note(f"Another text than one process's: {text_} (random weights have near ties).")
     recorder.finish()
 
 
