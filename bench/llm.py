@@ -10,7 +10,8 @@ go through the pipeline once as two batches of two rows and once as four of one;
 they are held against decodes the four as one batch.
 
 What a hop costs is what a token takes beside the stages' own computing (by the traces), divided by
-the hops: as many as stages, since the last one's token goes back to the first.
+the hops: as many as stages, since the last one's token goes back to the first. That computing has a
+row of its own: a pipeline whose hops cost nothing would be as fast.
 """
 
 import statistics
@@ -38,8 +39,10 @@ WARM_UP_TOKENS = 4
 ONE, FOUR, INT4 = "one process", "one process, 4 as a batch", "one process, int4"
 TRANSFORMERS, PIPELINE = "transformers", "2 stages"
 PAIRS, SINGLES = "2 stages, 2 batches of 2", "2 stages, 4 batches of 1"
+COMPUTING = "2 stages, their computing alone"
 COMPARISONS = (
     (PIPELINE, ONE, ">= 0.9"),
+    (COMPUTING, ONE, None),
     (PAIRS, FOUR, ">= 1.5, the better one"),
     (SINGLES, FOUR, ">= 1.5, the better one"),
     (INT4, ONE, ">= 2"),
@@ -114,6 +117,7 @@ class Sides:
         self._plans, self._tokens, self._cpus = plans, tokens, cpus
         self._stack = ExitStack()
         self.texts: Texts = {}
+        self.computing_ms: list[float] = []
         self.hops_ms: list[float] = []
 
     def __enter__(self) -> "Sides":
@@ -170,6 +174,7 @@ class Sides:
             self._wrote(name, context, done.tokens)
             if len(ids) == 1:
                 beside = done.ms_per_token - done.compute_ms
+                self.computing_ms.append(done.compute_ms)
                 self.hops_ms.append(beside / self._plans.pipeline.num_stages)
             return done.ms_per_token
 
@@ -199,8 +204,10 @@ def measure(plans: TextPlans, contexts: Sequence[int], tokens: int, rounds: int)
         }
         for warm_up in calls.values():
             warm_up()
+        sides.computing_ms.clear()
         sides.hops_ms.clear()
         found = take_turns(calls, rounds)
+        found[COMPUTING] = [*sides.computing_ms]
         hops = [*sides.hops_ms]
         both = {
             (PIPELINE, short): calls[PIPELINE],

@@ -102,6 +102,55 @@ def untuned() -> str:
     return f"{row('rpc', model=MOBILE)['over_rpc']['median'] * last:.1f}"
 
 
+def token_ms(what: str) -> list[float]:
+    """Of this side, and of the one that it stands against."""
+    return list(row("llm", what=what)["ms"])
+
+
+def two_stages() -> dict[str, float]:
+    """Where a token's time goes that one process does not need; shares of one process's speed."""
+    ours, alone = token_ms("2 stages")
+    hop_ms = row("llm", what="a hop, beside computing")["hop_ms"]["median"]
+    computing_ms = ours - 2 * hop_ms
+    return {
+        "hop": hop_ms,
+        "longer": ours - alone,
+        "hops": 2 * hop_ms,
+        "computing": computing_ms,
+        "ours": ours,
+        "alone": alone,
+        "with hops of 1 ms": alone / (computing_ms + 2),
+        "with hops of nothing": alone / computing_ms,
+    }
+
+
+def of_two_stages(digits: int, *names: str) -> list[str]:
+    found = two_stages()
+    return [f"{found[name]:.{digits}f}" for name in names]
+
+
+def speed(what: str, digits: int = 2) -> str:
+    return f"{row('llm', what=what)['speed']['median']:.{digits}f}"
+
+
+def beside_the_long_context() -> str:
+    """What two stages reach of one process's speed in those rounds, at the short one."""
+    alone, ours = (token_ms(f"{name}, {LONG}")[1] for name in ("one process", "2 stages"))
+    return f"{alone / ours:.2f}"
+
+
+def steps() -> list[float]:
+    """Ms for a step of one process with four rows, and with one."""
+    return [4 * token_ms("2 stages, 2 batches of 2")[1], token_ms("2 stages")[1]]
+
+
+def grown(name: str) -> str:
+    """How many times as long a token takes behind the long context."""
+    far, near = token_ms(f"{name}, {LONG}")
+    return f"{far / near:.2f}"
+
+
+LONG = "behind 900 tokens"
 ONNX, LAST, COMPILED = "onnxruntime", "torch channels-last", "torch compiled"
 FIRST, SECOND, WHOLE = "halves stage 0", "halves stage 1", "all stage 0"
 TORCH = "import torch, nothing else"
@@ -216,6 +265,44 @@ PUBLISHED = (
         BENCH,
         "# to # s at each start",
         lambda: [f"{engine(COMPILED, batch)['ready_s']:.0f}" for batch in (8, 1)],
+    ),
+    Sentence(
+        BENCH,
+        "two stages at # of the speed of one process, not 0.9 (# in the rounds beside the long "
+        "context, later in the same run), and a hop costs # ms beside computing",
+        lambda: [speed("2 stages"), beside_the_long_context(), *of_two_stages(1, "hop")],
+    ),
+    Sentence(
+        BENCH,
+        "Of the # ms that a token takes longer, the two hops are #. The larger part is that the "
+        "stages compute longer: # ms together (# less the hops) against one process's #. So",
+        lambda: of_two_stages(1, "longer", "hops", "computing", "ours", "alone"),
+    ),
+    Sentence(
+        BENCH,
+        "hops of 1 ms would bring it to #, and hops that cost nothing to #. Why",
+        lambda: of_two_stages(2, "with hops of 1 ms", "with hops of nothing"),
+    ),
+    Sentence(
+        BENCH,
+        "where nothing is computed, # at 1 KB",
+        lambda: [f"{row('hop', size_bytes=1000)['ours_p50_ms']:.2f}"],
+    ),
+    Sentence(
+        BENCH,
+        "Four texts reach # and not 1.5: a step of four rows takes one process # ms where one row "
+        "takes #, so",
+        lambda: [speed("2 stages, 2 batches of 2"), *(f"{ms:.0f}" for ms in steps())],
+    ),
+    Sentence(
+        BENCH,
+        "one process is # times as fast with it",
+        lambda: [speed("one process, int4", 1)],
+    ),
+    Sentence(
+        BENCH,
+        "as one process's does, to # and # times",
+        lambda: [grown("2 stages"), grown("one process")],
     ),
 )
 

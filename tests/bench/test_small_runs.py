@@ -190,6 +190,7 @@ def test_tokens_of_a_pipeline_of_one_process_and_of_transformers(
     *compared, hop = document.rows
     assert [(row["what"], row["against"]) for row in compared] == [
         ("2 stages", "one process"),
+        ("2 stages, their computing alone", "one process"),
         ("2 stages, 2 batches of 2", "one process, 4 as a batch"),
         ("2 stages, 4 batches of 1", "one process, 4 as a batch"),
         ("one process, int4", "one process"),
@@ -199,6 +200,8 @@ def test_tokens_of_a_pipeline_of_one_process_and_of_transformers(
     ]
     assert all(row["speed"]["min"] > 0 and min(row["ms"]) > 0 for row in compared)
     assert hop["hop_ms"]["min"] > 0
+    whole_token, computing = (row["ms"][0] for row in compared[:2])
+    assert computing < whole_token, "a token takes its hops besides"
     assert document.notes == [], "all sides of float32 write the same"
     for name in (bench.llm.FOUR, bench.llm.PAIRS, bench.llm.SINGLES):
         turns = looked_at[f"{name}, 8"]
