@@ -80,6 +80,14 @@ def test_every_exit_code_is_described() -> None:
         assert re.search(rf"\b{code.value}\b", text), code
 
 
+def test_the_readme_says_where_models_come_from() -> None:
+    (sentence,) = re.findall(
+        r"Models come from [^.]+(?:\.\w[^.]*)*\.", (ROOT / "README.md").read_text()
+    )
+    for kind in ("torchvision", "an ONNX file", "`hf:DIR`", "`torch.nn.Module`"):
+        assert kind in sentence, kind
+
+
 @pytest.mark.parametrize("file", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
 def test_links_to_files_lead_somewhere(file: Path) -> None:
     text = re.sub(r"```.*?```", "", file.read_text(), flags=re.S)

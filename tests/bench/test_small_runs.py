@@ -23,6 +23,7 @@ import bench.planning
 import bench.rpc
 import bench.start_up
 import bench.versions
+from bench.llm_texts import Texts, others
 from bench.pinned_pipeline import Pair, prepare
 from bench.processes import confine_to_two_cpus, on_cpu
 from bench.results import Document, load
@@ -175,13 +176,21 @@ def test_planning_a_fleet(command: Command, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tokens_of_a_pipeline_of_one_process_and_of_transformers(
-    command: Command, plans: Path
+    command: Command, plans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looked_at: dict[str, Any] = {}
+
+    def look(texts: Texts, *arguments: Any, **options: Any) -> list[str]:
+        looked_at.update({f"{name}, {context}": turns for (name, context), turns in texts.items()})
+        return others(texts, *arguments, **options)
+
+    monkeypatch.setattr(bench.llm, "others", look)
     arguments = ("--shape", "tiny", "--contexts", "8,40", "--tokens", 6, "--rounds", 2)
     document = command(bench.llm, *arguments, "--plans", plans)
     *compared, hop = document.rows
     assert [(row["what"], row["against"]) for row in compared] == [
         ("2 stages", "one process"),
+        ("2 stages, their computing alone", "one process"),
         ("2 stages, 2 batches of 2", "one process, 4 as a batch"),
         ("2 stages, 4 batches of 1", "one process, 4 as a batch"),
         ("one process, int4", "one process"),
@@ -191,12 +200,35 @@ def test_tokens_of_a_pipeline_of_one_process_and_of_transformers(
     ]
     assert all(row["speed"]["min"] > 0 and min(row["ms"]) > 0 for row in compared)
     assert hop["hop_ms"]["min"] > 0
+    whole_token, computing = (row["ms"][0] for row in compared[:2])
+    assert computing < whole_token, "a token takes its hops besides"
     assert document.notes == [], "all sides of float32 write the same"
+    for name in (bench.llm.FOUR, bench.llm.PAIRS, bench.llm.SINGLES):
+        turns = looked_at[f"{name}, 8"]
+        assert len(turns) == 3, "to warm up, and in each round"
+        assert [[len(row) for row in rows] for rows in turns] == [[7] * 4] * 3
+        assert len({tuple(row) for row in turns[0]}) > 1, "rows that are alike show nothing"
 
 
-def test_a_side_that_writes_something_else_is_named() -> None:
-    texts = {("one process", 8): [[1, 2]], ("2 stages", 8): [[1, 3]], ("transformers", 8): [[1, 2]]}
-    assert bench.llm.others(texts) == ["2 stages behind 8 tokens"]
+def written(**sides: list[list[list[int]]]) -> Texts:
+    """Behind 8 tokens: what one process wrote in two turns, alone and as a batch, and others."""
+    alone, together = [[[1, 2]]] * 2, [[[1, 2], [3, 4]]] * 2
+    return {(name, 8): turns for name, turns in {"one": alone, "all": together, **sides}.items()}
+
+
+def test_a_side_that_writes_something_else_is_named_with_row_and_turns() -> None:
+    same, other = [[1, 2], [3, 4]], [[1, 2], [3, 5]]
+    for sides, named in (
+        ({"pairs": [same, same]}, []),
+        ({"pairs": [[[1, 3]], [[1, 2]]]}, ["pairs behind 8 tokens, row 0 in 1 of 2 turns"]),
+        ({"pairs": [other, same]}, ["pairs behind 8 tokens, row 1 in 1 of 2 turns"]),
+        ({"singles": [other, other]}, ["singles behind 8 tokens, row 1 in 2 of 2 turns"]),
+        ({"all": [same, other]}, ["all behind 8 tokens, row 1 in 1 of 2 turns"]),
+        ({"one": [[[1, 2]], [[2, 2]]]}, ["one behind 8 tokens, row 0 in 1 of 2 turns"]),
+        ({"pairs": [same, [[1, 2]]]}, ["pairs behind 8 tokens, row 1 in 1 of 2 turns"]),
+        ({"int4": [other, other]}, []),
+    ):
+        assert others(written(**sides), "one", "all", left_out=("int4",)) == named
 
 
 def test_a_checkout_beside_itself(command: Command) -> None:
