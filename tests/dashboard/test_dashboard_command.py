@@ -111,6 +111,13 @@ def test_what_is_no_address_is_told(text: str) -> None:
         parse_bind(text)
 
 
+@pytest.mark.parametrize("name", ["pi.local:8080", "http://pi.local", ""])
+def test_a_host_to_allow_is_a_name_alone(run: Run, name: str) -> None:
+    done = run("dashboard", "--allow-host", name)
+    assert done.code == ExitCode.SETTINGS
+    assert f"--allow-host {name!r}: expected a name alone" in done.err
+
+
 def test_an_address_of_another_machine_is_told(run: Run) -> None:
     done = run("dashboard", "--bind", "192.0.2.1:8080")
     assert done.code == ExitCode.SETTINGS

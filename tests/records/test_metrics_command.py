@@ -338,6 +338,8 @@ def test_a_message_cannot_write_on_the_terminal(
     ("arguments", "words"),
     [
         (["--append"], ["--append", "--csv"]),
+        (["--json", "--prometheus", "0"], ["--json", "--prometheus"]),
+        (["--json", "--home-assistant"], ["--json", "--home-assistant"]),
         (["--home-assistant", "--csv", "x"], ["--home-assistant", "side by side"]),
         (["--home-assistant-remove", "--prometheus", "0"], ["--home-assistant"]),
         (["--home-assistant", "--home-assistant-remove"], ["choose one"]),
