@@ -1,6 +1,5 @@
-"""Text to tokens and back, as it comes; chat templates; the plan's tokenizer and no other."""
+"""Text to tokens and back, as it comes; the plan's tokenizer and no other."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -132,78 +131,6 @@ def test_a_text_begins_as_the_tokenizer_wants_and_a_dialogue_as_its_template(
     opened = TextTokenizer(tmp_path)
     assert opened.encode("a") == [END, ord("a")]
     assert opened.encode_chat([{"role": "user", "content": "a"}]) == [ord("a")]
-
-
-TEMPLATE = """{%- for m in messages %}
-    {%- if m.role == 'robot' %}{{ raise_exception('no robots here') }}{% endif %}
-    {{- bos_token + m.role + ': ' + m.content | trim + eos_token }}
-    {%- if loop.index > 8 %}{% break %}{% endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ 'assistant:' }}{% endif %}
-"""
-TURNS = [{"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho"}]
-
-
-def with_config(folder: Path, config: object, template: str | None = None) -> TextTokenizer:
-    make_tokenizer(folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template)
-    return TextTokenizer(folder)
-
-
-@pytest.mark.parametrize("place", ["file", "config", "named", "old file"])
-def test_a_template_is_found_wherever_models_have_it(tmp_path: Path, place: str) -> None:
-    config: dict[str, object] = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
-    if place == "config":
-        config["chat_template"] = TEMPLATE
-    elif place == "named":
-        config["chat_template"] = [
-            {"name": "tools", "template": "no"},
-            {"name": "default", "template": TEMPLATE},
-        ]
-    elif place == "old file":
-        (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    else:
-        config["chat_template"] = "the older one"
-        (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "the oldest"}))
-    opened = with_config(tmp_path, config, TEMPLATE if place == "file" else None)
-    assert opened.can_chat
-    assert opened.render_chat(TURNS) == "<s>user: hi</s><s>assistant: ho</s>assistant:"
-
-
-def test_special_tokens_are_found_in_their_own_file(tmp_path: Path) -> None:
-    special = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "not this one"}
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
-    opened = with_config(tmp_path, {"bos_token": None, "eos_token": "</s>"}, TEMPLATE)
-    assert opened.render_chat(TURNS[:1]) == "<s>user: hi</s>assistant:"
-    (tmp_path / "special_tokens_map.json").write_text("[")
-    with pytest.raises(SettingsError, match=r"special_tokens_map\.json: no JSON"):
-        TextTokenizer(tmp_path)
-
-
-def test_a_template_may_refuse_and_may_not_do_more(tmp_path: Path) -> None:
-    opened = with_config(tmp_path, {}, TEMPLATE)
-    with pytest.raises(PromptError, match="no robots here"):
-        opened.render_chat([{"role": "robot", "content": ""}])
-    for number, evil in enumerate(
-        (
-            "{{ messages.__class__.__mro__ }}",
-            "{{ ''.__class__.__base__.__subclasses__() }}",
-            "{% for i in range(999999999) %}x{% endfor %}",
-            "{{ messages.append(1) }}",
-            "{% if %}",
-        )
-    ):
-        with pytest.raises(PromptError, match="template"):
-            with_config(tmp_path / str(number), {}, evil).render_chat(TURNS)
-
-
-def test_a_model_without_template_says_so(tmp_path: Path) -> None:
-    opened = with_config(tmp_path, {})
-    assert not opened.can_chat
-    with pytest.raises(SettingsError, match="chat_template"):
-        opened.encode_chat(TURNS)
 
 
 def test_a_text_that_utf_8_cannot_say_is_refused(tokenizer: TextTokenizer) -> None:
