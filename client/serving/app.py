@@ -33,7 +33,8 @@ from contract.errors import PromptTooLongError, ShardlineError
 
 CHAT_PATH = "/v1/chat/completions"
 ENCODING_THREADS = 2
-"""The tokens of a text take hundreds of times its memory while they are being found."""
+"""The tokens of a text take hundreds of times its memory while they are being found. As few
+read bodies."""
 MAX_MADE_SEED = 2**31
 Handler = Callable[[Request], Awaitable[Response]]
 Asked = TypeVar("Asked", bound=Wanted)
@@ -72,7 +73,10 @@ def make_app(engine: Engine, key: Token | None = None) -> Starlette:
     async def read(request: Request, kind: type[Asked]) -> tuple[Ready, Asked]:
         """A request's body; its size is judged by the model that runs."""
         limit = body_limit(engine.ready().plan)
-        wanted = parse_request(kind, await body_of(request, limit))
+        body = await body_of(request, limit)
+        # Megabytes of small parts take seconds: streams go on meanwhile.
+        async with encoding:
+            wanted = await asyncio.to_thread(parse_request, kind, body)
         ready = engine.ready()
         check_model(ready, wanted.model)
         return ready, wanted
