@@ -173,6 +173,24 @@ def test_what_is_not_supported_is_refused_by_name(served: Served) -> None:
         assert refused.value.type == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("logprobs", 0), ("logprobs", 5), ("store", 0), ("presence_penalty", False)],
+)
+def test_a_number_is_no_flag_and_a_flag_no_number(
+    served: Served, field: str, value: object
+) -> None:
+    """Of a text's continuation 0 asks for the chosen tokens' logprobs, and false for none."""
+    body = {"model": "text", "prompt": "x", "max_tokens": 1}
+    url = f"{served.url}/v1/completions"
+    neutral = 0.0 if field == "presence_penalty" else False
+    assert httpx2.post(url, json=body | {field: neutral}).status_code == 200
+    refused = httpx2.post(url, json=body | {field: value})
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert (error["param"], error["code"]) == (field, "unsupported_parameter")
+
+
 def test_what_asks_for_nothing_is_let_through(served: Served) -> None:
     done = served.client().chat.completions.create(
         model="text",
