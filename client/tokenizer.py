@@ -25,6 +25,10 @@ characters than any in their vocabulary has (spaces that are folded, runs of the
 CONTEXT_TOKENS = 6
 """Of a prompt's end, which tell how its continuation is written: a tokenizer may leave out the
 first space of a text."""
+HELD_TOKENS = 16
+"""Held back at most, for the rest of a character: each further token costs all of them anew."""
+HALF_BYTES = 3
+"""A character that is not whole has at most so many bytes, each of which may be one U+FFFD."""
 
 
 class TextTokenizer:
@@ -135,33 +139,46 @@ class TextStream:
     What a token adds is told by two decodings, with it and without, since the text of a token
     depends on those before it; what ends in U+FFFD is held back, since the rest of that character
     may come with the next token. As vLLM (detokenizer_utils.detokenize_incrementally) and
-    text-generation-inference (Model.decode_token) do.
+    text-generation-inference (Model.decode_token) do. What would be held back without end, as
+    bytes that are no character, is told all the same, but for what may still become one.
     """
 
     def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._ids = list(prompt[-CONTEXT_TOKENS:])
         self._read = len(self._ids)
+        self._untold = 0
+        """Characters at the end of those read that were not told yet."""
 
     def add(self, token_id: int) -> str:
         """The text that this token completes; often one word, sometimes none."""
         self._ids.append(token_id)
         text = self._new_text()
-        if not text or text.endswith("\ufffd"):
+        is_whole = bool(text) and not text.endswith("\ufffd")
+        if not is_whole and len(self._ids) - self._read <= HELD_TOKENS:
+            return ""
+        if not text:  # special ones; those before them tell how the text goes on
+            del self._ids[self._read :]
             return ""
         # What was told stays as the beginning of the next decodings.
         self._ids, self._read = self._ids[self._read :], len(self._ids) - self._read
-        return text
+        self._untold = 0 if is_whole else min(self._half_character(), len(text))
+        return text[: len(text) - self._untold]
 
     def finish(self) -> str:
         """What is held back: the sequence has ended, and nothing completes it."""
         text = self._new_text()
-        self._read = len(self._ids)
+        self._read, self._untold = len(self._ids), 0
         return text
 
     def _new_text(self) -> str:
         before = self._tokenizer.decode(self._ids[: self._read])
-        return self._tokenizer.decode(self._ids)[len(before) :]
+        return self._tokenizer.decode(self._ids)[len(before) - self._untold :]
+
+    def _half_character(self) -> int:
+        """Characters at the end of those read that the next tokens may turn into another."""
+        end = self._tokenizer.decode(self._ids[: self._read])[-HALF_BYTES:]
+        return len(end) - len(end.rstrip("\ufffd"))
 
 
 @contextmanager

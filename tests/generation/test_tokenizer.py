@@ -15,7 +15,12 @@ from tokenizers import (
     trainers,
 )
 
-from client.tokenizer import DEAR_CHARACTERS, TextStream, TextTokenizer
+from client.tokenizer import (
+    DEAR_CHARACTERS,
+    HELD_TOKENS,
+    TextStream,
+    TextTokenizer,
+)
 from contract.errors import PromptError, PromptTooLongError, SettingsError
 from tests.generation.fake_decoder import END, make_tokenizer
 
@@ -103,6 +108,64 @@ def test_bytes_that_are_no_character_do_not_hold_up_the_rest(
 
 def test_special_tokens_are_not_shown(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert "".join(streamed(_bytes(tmp_path_factory), [], [*b"ab", END, *b"c"])) == "abc"
+
+
+@given(st.binary(max_size=150))
+def test_bytes_come_as_the_whole_of_them_is_read(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    tokenizer = _bytes(tmp_path_factory)
+    pieces = streamed(tokenizer, [], list(content))
+    assert "".join(pieces) == content.decode(errors="replace")
+
+
+@pytest.mark.parametrize("token", [0xFF, END])
+def test_what_never_becomes_text_costs_no_more_with_each_token(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, token: int
+) -> None:
+    tokenizer = _bytes(tmp_path_factory)
+    decode, lengths = tokenizer.decode, []
+
+    def watched(token_ids: list[int]) -> str:
+        lengths.append(len(token_ids))
+        return decode(token_ids)
+
+    monkeypatch.setattr(tokenizer, "decode", watched)
+    stream = TextStream(tokenizer, list(b"a prompt"))
+    pieces = [stream.add(token) for _ in range(500)]
+    assert max(lengths) < 50
+    assert len(lengths) <= 3 * 500
+    if token != END:
+        assert len("".join(pieces)) > 450, "it comes at the end only"
+    pieces += [stream.add(letter) for letter in b"text"] + [stream.finish()]
+    assert "".join(pieces) == (500 * "\ufffd" if token != END else "") + "text"
+
+
+def test_characters_that_every_token_ends_in_the_middle_of_come_whole(tmp_path: Path) -> None:
+    """Of scripts whose characters share their first bytes, merges may lie across characters."""
+    text = "日本語の文字は三つのバイトから成る。それでも一つずつ読める。🐺は四つ。" * 5
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ((mapped, _),) = byte_level.pre_tokenize_str(text)
+    parts = [mapped[:1], *(mapped[at : at + 3] for at in range(1, len(mapped), 3))]
+    vocabulary = {part: number for number, part in enumerate(dict.fromkeys(parts))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    opened = TextTokenizer(tmp_path)
+    pieces = streamed(opened, [], [vocabulary[part] for part in parts])
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert max(map(len, pieces)) <= HELD_TOKENS + 2
+
+
+def test_the_first_space_after_many_special_tokens_is_kept(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"▁one": 0, "▁two": 1, "<unk>": 2}, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    special = tokenizer.token_to_id("<|end|>")
+    pieces = streamed(TextTokenizer(tmp_path), [0], [1, *(3 * HELD_TOKENS * [special]), 0])
+    assert "".join(pieces) == " two one"
 
 
 def test_the_first_space_of_a_continuation_is_kept(tmp_path: Path) -> None:
