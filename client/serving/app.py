@@ -29,7 +29,7 @@ from client.serving.reading import body_limit, body_of, check_model, encode_chat
 from client.serving.requests import ChatRequest, CompletionRequest, Wanted, parse_request
 from client.serving.writing import Stream, whole
 from contract.decoder import Sampling
-from contract.errors import PromptTooLongError, ShardlineError
+from contract.errors import PromptError, PromptTooLongError
 
 CHAT_PATH = "/v1/chat/completions"
 ENCODING_THREADS = 2
@@ -109,18 +109,18 @@ def _on_exception(_request: Request, _error: Exception) -> Response:
 
 
 def told(handler: Handler) -> Handler:
-    """The same handler; what it raises is an answer."""
+    """The same handler; what it raises of a request is an answer."""
 
     async def answered(request: Request) -> Response:
         try:
             return await handler(request)
         except ApiError as error:
             return error.response()
-        except PromptTooLongError as error:
+        except PromptError as error:
+            too_long = isinstance(error, PromptTooLongError)
+            code = "context_length_exceeded" if too_long else "invalid_value"
             param = "messages" if request.url.path == CHAT_PATH else "prompt"
-            return ApiError(str(error), code="context_length_exceeded", param=param).response()
-        except ShardlineError as error:
-            return ApiError(str(error)).response()
+            return ApiError(str(error), code=code, param=param).response()
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
 

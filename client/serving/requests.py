@@ -122,7 +122,7 @@ class Wanted(_Strict):
         """
         found = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if not all(found):
-            raise ApiError("`stop`: expected texts, none empty", param="stop")
+            raise ApiError("`stop`: expected texts, none empty", param="stop", code="invalid_value")
         return tuple(found)
 
     @property
