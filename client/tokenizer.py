@@ -1,40 +1,34 @@
-"""Text to tokens and back, by the plan folder's `tokenizer/`; chat as the model's template has it.
-
-The folder is a transformers one: `tokenizer.json`, and for chat `chat_template.jinja`, or the
-template in `tokenizer_config.json` or `chat_template.json`. A template is a program
-that whoever made the model wrote: it runs in jinja2's sandbox.
-"""
+"""Text to tokens and back, by the tokenizer in the plan's folder `tokenizer/`."""
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from client.chat_template import ChatTemplate, Message
+from client.tokenizer_folder import (
+    CONFIG_FILE,
+    OLD_TEMPLATE_FILE,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+    find_template,
+    read_file,
+    special_tokens,
+)
 from contract.errors import PromptError, PromptTooLongError, SettingsError
 
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-SPECIAL_TOKENS_FILE = "special_tokens_map.json"
-TEMPLATE_FILE = "chat_template.jinja"
-OLD_TEMPLATE_FILE = "chat_template.json"
-MAX_FILE_BYTES = 64_000_000
 DEAR_CHARACTERS = 100_000
 """Shorter texts are encoded whatever they hold: of some tokenizers one token may stand for more
 characters than any in their vocabulary has (spaces that are folded, runs of the unknown)."""
 CONTEXT_TOKENS = 6
 """Of a prompt's end, which tell how its continuation is written: a tokenizer may leave out the
 first space of a text."""
-
-Message = Mapping[str, Any]
-"""One turn of a dialogue: ``role`` and ``content``."""
+HELD_TOKENS = 16
+"""Held back at most, for the rest of a character: each further token costs all of them anew."""
+HALF_BYTES = 3
+"""A character that is not whole has at most so many bytes, each of which may be one U+FFFD."""
 
 
 class TextTokenizer:
@@ -44,10 +38,11 @@ class TextTokenizer:
         """Read the folder; ``expected_sha256`` is what the plan says of `tokenizer.json`.
 
         Raises:
-            SettingsError: it is not there, no tokenizer, or not the plan's.
+            SettingsError: it is not there, no tokenizer, or not the plan's; or the model's chat
+                template is none.
         """
         file = folder / TOKENIZER_FILE
-        content = _read(file)
+        content = read_file(file)
         if content is None:
             raise SettingsError(
                 f"{file}: no such file; give the folder that `shardline plan` has put beside the "
@@ -68,13 +63,8 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self._longest = max(map(len, self._tokenizer.get_vocab()), default=1)
         self._folder = folder
-        config = _read_config(folder / CONFIG_FILE)
-        named = _read_config(folder / SPECIAL_TOKENS_FILE)
-        self._special = {
-            name: _text_of(config.get(name)) or _text_of(named.get(name))
-            for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-        }
-        self._template = _chat_template(folder, config)
+        named, source = special_tokens(folder), find_template(folder)
+        self._template = None if source is None else ChatTemplate(source, named)
 
     @property
     def can_chat(self) -> bool:
@@ -131,11 +121,7 @@ class TextTokenizer:
                 f"{OLD_TEMPLATE_FILE}: this model was not trained for dialogue; give it a text to "
                 "go on with"
             )
-        try:
-            template = _environment().from_string(self._template)
-            return template.render(messages=messages, add_generation_prompt=True, **self._special)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise PromptError(f"the chat template refuses these messages: {error}") from error
+        return self._template.render(messages)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, without special ones.
@@ -153,33 +139,46 @@ class TextStream:
     What a token adds is told by two decodings, with it and without, since the text of a token
     depends on those before it; what ends in U+FFFD is held back, since the rest of that character
     may come with the next token. As vLLM (detokenizer_utils.detokenize_incrementally) and
-    text-generation-inference (Model.decode_token) do.
+    text-generation-inference (Model.decode_token) do. What would be held back without end, as
+    bytes that are no character, is told all the same, but for what may still become one.
     """
 
     def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._ids = list(prompt[-CONTEXT_TOKENS:])
         self._read = len(self._ids)
+        self._untold = 0
+        """Characters at the end of those read that were not told yet."""
 
     def add(self, token_id: int) -> str:
         """The text that this token completes; often one word, sometimes none."""
         self._ids.append(token_id)
         text = self._new_text()
-        if not text or text.endswith("\ufffd"):
+        is_whole = bool(text) and not text.endswith("\ufffd")
+        if not is_whole and len(self._ids) - self._read <= HELD_TOKENS:
+            return ""
+        if not text:  # special ones; those before them tell how the text goes on
+            del self._ids[self._read :]
             return ""
         # What was told stays as the beginning of the next decodings.
         self._ids, self._read = self._ids[self._read :], len(self._ids) - self._read
-        return text
+        self._untold = 0 if is_whole else min(self._half_character(), len(text))
+        return text[: len(text) - self._untold]
 
     def finish(self) -> str:
         """What is held back: the sequence has ended, and nothing completes it."""
         text = self._new_text()
-        self._read = len(self._ids)
+        self._read, self._untold = len(self._ids), 0
         return text
 
     def _new_text(self) -> str:
         before = self._tokenizer.decode(self._ids[: self._read])
-        return self._tokenizer.decode(self._ids)[len(before) :]
+        return self._tokenizer.decode(self._ids)[len(before) - self._untold :]
+
+    def _half_character(self) -> int:
+        """Characters at the end of those read that the next tokens may turn into another."""
+        end = self._tokenizer.decode(self._ids[: self._read])[-HALF_BYTES:]
+        return len(end) - len(end.rstrip("\ufffd"))
 
 
 @contextmanager
@@ -192,73 +191,3 @@ def _panics() -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise PromptError(f"the tokenizer fails at this text: {error!s:.200}") from error
-
-
-def _read(file: Path) -> bytes | None:
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise SettingsError(f"{file}: cannot read it ({error.strerror})") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise SettingsError(f"{file}: more than {MAX_FILE_BYTES:,} bytes")
-    return content
-
-
-def _read_config(file: Path) -> Mapping[str, Any]:
-    content = _read(file)
-    if content is None:
-        return {}
-    try:
-        config = json.loads(content)
-    except ValueError as error:
-        raise SettingsError(f"{file}: no JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise SettingsError(f"{file}: expected a JSON object")
-    return config
-
-
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The template of its own file, else of the config, else of the file that was once its own."""
-    content = _read(folder / TEMPLATE_FILE)
-    if content is not None:
-        return content.decode(errors="replace")
-    return _template_in(config) or _template_in(_read_config(folder / OLD_TEMPLATE_FILE))
-
-
-def _template_in(config: Mapping[str, Any]) -> str | None:
-    """A text, or several by name."""
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        entries = (entry for entry in found if isinstance(entry, dict))
-        found = next((e.get("template") for e in entries if e.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
-
-
-def _text_of(token: object) -> str:
-    """A special token as the config has it: a text, or an object with one."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What templates expect of their surroundings, as transformers gives it to them
-    (utils/chat_template_utils.py)."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
-    return environment
-
-
-def _to_json(value: object, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)

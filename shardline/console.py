@@ -4,6 +4,7 @@ What devices, plans and files say is shown to the person and never obeyed by the
 is printed or logged here is made printable first.
 """
 
+import io
 import json
 import logging
 import sys
@@ -102,6 +103,14 @@ def progress_bar() -> Progress:
 def print_json(document: object) -> None:
     """One JSON document on stdout, for scripts."""
     sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def hear_any_bytes() -> None:
+    """Let bytes of stdin that are no text of its encoding come as halves of surrogate pairs, as
+    those of a shell's arguments do: who reads them can refuse them by a sentence. To be called
+    before anything is read."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def size(count: float) -> str:

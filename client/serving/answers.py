@@ -86,5 +86,6 @@ class Answer:
 
 
 def event(document: dict[str, Any]) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+    """A server-sent event, of ASCII alone: some clients take U+2028, U+2029 and U+0085, which a
+    text may hold, for the ends of lines."""
+    return f"data: {json.dumps(document)}\n\n"

@@ -29,11 +29,12 @@ from client.serving.reading import body_limit, body_of, check_model, encode_chat
 from client.serving.requests import ChatRequest, CompletionRequest, Wanted, parse_request
 from client.serving.writing import Stream, whole
 from contract.decoder import Sampling
-from contract.errors import PromptTooLongError, ShardlineError
+from contract.errors import PromptError, PromptTooLongError
 
 CHAT_PATH = "/v1/chat/completions"
 ENCODING_THREADS = 2
-"""The tokens of a text take hundreds of times its memory while they are being found."""
+"""The tokens of a text take hundreds of times its memory while they are being found. As few
+read bodies."""
 MAX_MADE_SEED = 2**31
 Handler = Callable[[Request], Awaitable[Response]]
 Asked = TypeVar("Asked", bound=Wanted)
@@ -72,7 +73,10 @@ def make_app(engine: Engine, key: Token | None = None) -> Starlette:
     async def read(request: Request, kind: type[Asked]) -> tuple[Ready, Asked]:
         """A request's body; its size is judged by the model that runs."""
         limit = body_limit(engine.ready().plan)
-        wanted = parse_request(kind, await body_of(request, limit))
+        body = await body_of(request, limit)
+        # Megabytes of small parts take seconds: streams go on meanwhile.
+        async with encoding:
+            wanted = await asyncio.to_thread(parse_request, kind, body)
         ready = engine.ready()
         check_model(ready, wanted.model)
         return ready, wanted
@@ -105,18 +109,18 @@ def _on_exception(_request: Request, _error: Exception) -> Response:
 
 
 def told(handler: Handler) -> Handler:
-    """The same handler; what it raises is an answer."""
+    """The same handler; what it raises of a request is an answer."""
 
     async def answered(request: Request) -> Response:
         try:
             return await handler(request)
         except ApiError as error:
             return error.response()
-        except PromptTooLongError as error:
+        except PromptError as error:
+            too_long = isinstance(error, PromptTooLongError)
+            code = "context_length_exceeded" if too_long else "invalid_value"
             param = "messages" if request.url.path == CHAT_PATH else "prompt"
-            return ApiError(str(error), code="context_length_exceeded", param=param).response()
-        except ShardlineError as error:
-            return ApiError(str(error)).response()
+            return ApiError(str(error), code=code, param=param).response()
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
 

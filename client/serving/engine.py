@@ -20,6 +20,7 @@ from client.tokenizer import TextTokenizer
 from contract.errors import ShardlineError
 from contract.plan import Plan
 
+LOOKING = "the model is being looked for"
 REOPEN_S = 1.0
 """Between a fault and the next try."""
 STOP_S = 10.0
@@ -95,7 +96,7 @@ class Engine:
         self._make_pipeline, self._open_tokenizer = make_pipeline, open_tokenizer
         self._stopping = threading.Event()
         self._ready: Ready | None = None
-        self._why = "the model is being looked for"
+        self._why = LOOKING
         self._waiting_for = ""
         self._thread = threading.Thread(target=self._run, name="pipeline", daemon=True)
 
@@ -151,6 +152,7 @@ class Engine:
 
         pipeline.on_metrics = look
         self._waiting_for = ""
+        self._why = LOOKING  # what there was before is over: the same once more is news
         self._ready = Ready(generator.tokenizer, generator)
         if self._stopping.is_set():  # it was told to end before it was ready
             generator.abort("the server ends")

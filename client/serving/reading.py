@@ -27,7 +27,8 @@ async def body_of(request: Request, limit: int) -> bytes:
         ApiError: it is no JSON by its own word, or too large.
     """
     # A page elsewhere may send other types without asking first.
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if kind.lower() != "application/json":
         raise ApiError("expected `Content-Type: application/json`", status=415)
     body = bytearray()
     async for chunk in request.stream():
@@ -70,6 +71,7 @@ def encode_chat(ready: Ready, wanted: ChatRequest) -> list[int]:
             f"`{ready.plan.name}` has no chat template: it was not trained for dialogue; use "
             "/v1/completions",
             param="messages",
+            code="invalid_value",
         )
     messages = [message.as_template() for message in wanted.messages]
     return ready.tokenizer.encode_chat(messages, context_of(ready.plan))
@@ -88,6 +90,7 @@ def encode_texts(ready: Ready, wanted: CompletionRequest) -> list[list[int]]:
             f"{len(prompts)} prompts with {wanted.n} answers each: expected 1 to {MAX_CHOICES} "
             "answers in all",
             param="prompt",
+            code="invalid_value",
         )
     at_most = context_of(ready.plan)
     return [ready.tokenizer.encode(p, at_most) if isinstance(p, str) else p for p in prompts]

@@ -35,7 +35,7 @@ MAX_WHOLE = MAX_SEED
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
-    "logprobs": (False, 0),
+    "logprobs": (False,),
     "top_logprobs": (0,),
     "logit_bias": ({},),
     "response_format": ({"type": "text"},),
@@ -122,7 +122,7 @@ class Wanted(_Strict):
         """
         found = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if not all(found):
-            raise ApiError("`stop`: expected texts, none empty", param="stop")
+            raise ApiError("`stop`: expected texts, none empty", param="stop", code="invalid_value")
         return tuple(found)
 
     @property
@@ -213,12 +213,19 @@ def parse_request(kind: type[Kind], body: bytes) -> Kind:
     for name in ABOUT_THE_CALLER:
         given.pop(name, None)
     for name, neutral in NEUTRAL.items():
-        if name in given and given.pop(name) not in neutral:
+        if name in given and not _is_among(given.pop(name), neutral):
             raise not_supported(name, "what it asks for")
     try:
         return kind.model_validate(given)
     except ValidationError as error:
         raise _explained(error) from error
+
+
+def _is_among(value: object, neutral: tuple[object, ...]) -> bool:
+    """Whether it is one of them; false is not 0 here: `logprobs: 0` asks for those of the tokens
+    that are chosen."""
+    is_flag = isinstance(value, bool)
+    return any(value == other for other in neutral if isinstance(other, bool) == is_flag)
 
 
 def _explained(error: ValidationError) -> ApiError:

@@ -61,10 +61,11 @@ def run(
     from contract.decoder import Sampling
     from contract.errors import SettingsError
     from shardline.connecting import connect_to
-    from shardline.console import set_up_logging
+    from shardline.console import hear_any_bytes, set_up_logging
     from shardline.generating import Writer, converse, open_tokenizer, show_waiting, write_once
 
     set_up_logging(verbose)
+    hear_any_bytes()
     if prompt is None and not chat:
         raise SettingsError("PROMPT: give the text to go on with, - for stdin, or --chat")
     if chat and sequences > 1:

@@ -102,6 +102,19 @@ def test_a_prompt_may_come_by_stdin(lab: Lab, monkeypatch: pytest.MonkeyPatch) -
     assert lab.generate("-", "--max-tokens", 6).out == text("from\na pipe", 6) + "\n"
 
 
+@pytest.mark.parametrize("how", ["-", "--chat"])
+def test_bytes_of_stdin_that_are_no_text_are_refused(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    (lab.folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9 au\n"), encoding="utf-8", errors="strict")
+    monkeypatch.setattr("sys.stdin", stdin)
+    done = lab.generate(how)
+    assert done.code == ExitCode.SETTINGS
+    assert "PromptError: character 3 of the prompt is half of a surrogate pair" in done.err
+    assert not lab.stages[0].steps
+
+
 def test_a_stop_string_ends_the_text(lab: Lab) -> None:
     whole = text("once", 40)
     stop = whole[10:13]

@@ -1,6 +1,5 @@
-"""Text to tokens and back, as it comes; chat templates; the plan's tokenizer and no other."""
+"""Text to tokens and back, as it comes; the plan's tokenizer and no other."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,12 @@ from tokenizers import (
     trainers,
 )
 
-from client.tokenizer import DEAR_CHARACTERS, TextStream, TextTokenizer
+from client.tokenizer import (
+    DEAR_CHARACTERS,
+    HELD_TOKENS,
+    TextStream,
+    TextTokenizer,
+)
 from contract.errors import PromptError, PromptTooLongError, SettingsError
 from tests.generation.fake_decoder import END, make_tokenizer
 
@@ -106,6 +110,64 @@ def test_special_tokens_are_not_shown(tmp_path_factory: pytest.TempPathFactory) 
     assert "".join(streamed(_bytes(tmp_path_factory), [], [*b"ab", END, *b"c"])) == "abc"
 
 
+@given(st.binary(max_size=150))
+def test_bytes_come_as_the_whole_of_them_is_read(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    tokenizer = _bytes(tmp_path_factory)
+    pieces = streamed(tokenizer, [], list(content))
+    assert "".join(pieces) == content.decode(errors="replace")
+
+
+@pytest.mark.parametrize("token", [0xFF, END])
+def test_what_never_becomes_text_costs_no_more_with_each_token(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, token: int
+) -> None:
+    tokenizer = _bytes(tmp_path_factory)
+    decode, lengths = tokenizer.decode, []
+
+    def watched(token_ids: list[int]) -> str:
+        lengths.append(len(token_ids))
+        return decode(token_ids)
+
+    monkeypatch.setattr(tokenizer, "decode", watched)
+    stream = TextStream(tokenizer, list(b"a prompt"))
+    pieces = [stream.add(token) for _ in range(500)]
+    assert max(lengths) < 50
+    assert len(lengths) <= 3 * 500
+    if token != END:
+        assert len("".join(pieces)) > 450, "it comes at the end only"
+    pieces += [stream.add(letter) for letter in b"text"] + [stream.finish()]
+    assert "".join(pieces) == (500 * "\ufffd" if token != END else "") + "text"
+
+
+def test_characters_that_every_token_ends_in_the_middle_of_come_whole(tmp_path: Path) -> None:
+    """Of scripts whose characters share their first bytes, merges may lie across characters."""
+    text = "日本語の文字は三つのバイトから成る。それでも一つずつ読める。🐺は四つ。" * 5
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ((mapped, _),) = byte_level.pre_tokenize_str(text)
+    parts = [mapped[:1], *(mapped[at : at + 3] for at in range(1, len(mapped), 3))]
+    vocabulary = {part: number for number, part in enumerate(dict.fromkeys(parts))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    opened = TextTokenizer(tmp_path)
+    pieces = streamed(opened, [], [vocabulary[part] for part in parts])
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert max(map(len, pieces)) <= HELD_TOKENS + 2
+
+
+def test_the_first_space_after_many_special_tokens_is_kept(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"▁one": 0, "▁two": 1, "<unk>": 2}, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    special = tokenizer.token_to_id("<|end|>")
+    pieces = streamed(TextTokenizer(tmp_path), [0], [1, *(3 * HELD_TOKENS * [special]), 0])
+    assert "".join(pieces) == " two one"
+
+
 def test_the_first_space_of_a_continuation_is_kept(tmp_path: Path) -> None:
     """A tokenizer as Llama's leaves out the space before a text's first word, of the whole text."""
     vocabulary = {"▁one": 0, "▁two": 1, "three": 2, "<unk>": 3}
@@ -132,78 +194,6 @@ def test_a_text_begins_as_the_tokenizer_wants_and_a_dialogue_as_its_template(
     opened = TextTokenizer(tmp_path)
     assert opened.encode("a") == [END, ord("a")]
     assert opened.encode_chat([{"role": "user", "content": "a"}]) == [ord("a")]
-
-
-TEMPLATE = """{%- for m in messages %}
-    {%- if m.role == 'robot' %}{{ raise_exception('no robots here') }}{% endif %}
-    {{- bos_token + m.role + ': ' + m.content | trim + eos_token }}
-    {%- if loop.index > 8 %}{% break %}{% endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ 'assistant:' }}{% endif %}
-"""
-TURNS = [{"role": "user", "content": " hi "}, {"role": "assistant", "content": "ho"}]
-
-
-def with_config(folder: Path, config: object, template: str | None = None) -> TextTokenizer:
-    make_tokenizer(folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template)
-    return TextTokenizer(folder)
-
-
-@pytest.mark.parametrize("place", ["file", "config", "named", "old file"])
-def test_a_template_is_found_wherever_models_have_it(tmp_path: Path, place: str) -> None:
-    config: dict[str, object] = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
-    if place == "config":
-        config["chat_template"] = TEMPLATE
-    elif place == "named":
-        config["chat_template"] = [
-            {"name": "tools", "template": "no"},
-            {"name": "default", "template": TEMPLATE},
-        ]
-    elif place == "old file":
-        (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    else:
-        config["chat_template"] = "the older one"
-        (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "the oldest"}))
-    opened = with_config(tmp_path, config, TEMPLATE if place == "file" else None)
-    assert opened.can_chat
-    assert opened.render_chat(TURNS) == "<s>user: hi</s><s>assistant: ho</s>assistant:"
-
-
-def test_special_tokens_are_found_in_their_own_file(tmp_path: Path) -> None:
-    special = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "not this one"}
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
-    opened = with_config(tmp_path, {"bos_token": None, "eos_token": "</s>"}, TEMPLATE)
-    assert opened.render_chat(TURNS[:1]) == "<s>user: hi</s>assistant:"
-    (tmp_path / "special_tokens_map.json").write_text("[")
-    with pytest.raises(SettingsError, match=r"special_tokens_map\.json: no JSON"):
-        TextTokenizer(tmp_path)
-
-
-def test_a_template_may_refuse_and_may_not_do_more(tmp_path: Path) -> None:
-    opened = with_config(tmp_path, {}, TEMPLATE)
-    with pytest.raises(PromptError, match="no robots here"):
-        opened.render_chat([{"role": "robot", "content": ""}])
-    for number, evil in enumerate(
-        (
-            "{{ messages.__class__.__mro__ }}",
-            "{{ ''.__class__.__base__.__subclasses__() }}",
-            "{% for i in range(999999999) %}x{% endfor %}",
-            "{{ messages.append(1) }}",
-            "{% if %}",
-        )
-    ):
-        with pytest.raises(PromptError, match="template"):
-            with_config(tmp_path / str(number), {}, evil).render_chat(TURNS)
-
-
-def test_a_model_without_template_says_so(tmp_path: Path) -> None:
-    opened = with_config(tmp_path, {})
-    assert not opened.can_chat
-    with pytest.raises(SettingsError, match="chat_template"):
-        opened.encode_chat(TURNS)
 
 
 def test_a_text_that_utf_8_cannot_say_is_refused(tokenizer: TextTokenizer) -> None:

@@ -18,7 +18,7 @@ from client.tokenizer import TextTokenizer
 from tests.conftest import eventually
 from tests.generation.fake_decoder import make_text_plan
 from tests.serving.conftest import Served
-from tests.serving.test_openai_client import expected, slow
+from tests.serving.test_openai_client import CHAT, expected, slow
 
 
 def post(served: Served, body: object, path: str = "completions") -> httpx2.Response:
@@ -181,6 +181,43 @@ def test_few_texts_are_encoded_at_once(served: Served, monkeypatch: pytest.Monke
         thread.join()
     assert max(most) == 2
     assert len(most) == 6
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_few_bodies_are_read_at_once_and_others_are_answered_meanwhile(
+    served: Served, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    at_work: list[int] = []
+    most: list[int] = []
+    go_on = threading.Event()
+
+    def slowly(kind: type[Wanted], body: bytes) -> Wanted:
+        at_work.append(1)
+        most.append(len(at_work))
+        assert go_on.wait(20)
+        at_work.pop()
+        return parse_request(kind, body)
+
+    monkeypatch.setattr("client.serving.app.parse_request", slowly)
+    body = {"model": "text", "max_tokens": 1}
+    body |= {"prompt": "x"} if path == "completions" else {"messages": CHAT}
+    codes: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: codes.append(post(served, body, path).status_code))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(lambda: len(at_work) == 2, "two are at it")
+        assert httpx2.get(f"{served.url}/health", timeout=10).status_code == 200
+        time.sleep(0.2)
+    finally:
+        go_on.set()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 2
+    assert codes == 6 * [200]
 
 
 @pytest.mark.parametrize(
