@@ -1,6 +1,7 @@
 """Transformers directories that cannot be planned: each is refused with what is wrong with it."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,10 @@ def changed(model: Exported, folder: Path, change: str) -> str:
             weights["model.rotary_emb.inv_freq"] = np.zeros(8, np.float32)
         case "headless":
             weights = {name.removeprefix("model."): array for name, array in weights.items()}
+        case "stored twice":
+            weights["norm.weight"] = weights["model.norm.weight"].copy()
+        case "of two minds":
+            weights["norm.weight"] = weights["model.norm.weight"] + np.float32(1)
     save_file(weights, folder / "model.safetensors")
     try:
         keys = find_keys(model.imported.exported, open_checkpoint(folder), "model.")
@@ -146,12 +151,68 @@ def changed(model: Exported, folder: Path, change: str) -> str:
         ("extra", "1 tensors belong to nothing in the model (model.layers.0.mlp.up_proj.bias)"),
         ("harmless", ""),
         ("headless", ""),
+        ("stored twice", ""),
+        ("of two minds", "model.norm.weight and norm.weight differ, but both are names of one par"),
     ],
 )
 def test_weights_that_do_not_fit_the_configuration(tmp_path: Path, change: str, told: str) -> None:
     said = changed(exported("llama"), tmp_path, change)
     assert told in said
     assert bool(told) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("element", "told"),
+    [
+        (None, ""),
+        (0, "tensors model.embed_tokens.weight and lm_head.weight differ, but config.json ties th"),
+        (-1, "set tie_word_embeddings to false in config.json"),
+    ],
+)
+def test_a_head_of_its_own_is_not_replaced_by_the_embedding_that_it_is_tied_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, element: int | None, told: str
+) -> None:
+    monkeypatch.setattr("planner.language.checkpoint.PIECE_ELEMENTS", 1000)
+    model = exported("qwen2")
+    weights = load_file(model.folder / "model.safetensors")
+    assert "lm_head.weight" not in weights  # tied
+    head = weights["model.embed_tokens.weight"].copy()
+    if element is not None:
+        head.flat[element] += 1
+    save_file({**weights, "lm_head.weight": head}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    said = ""
+    try:
+        keys = find_keys(model.imported.exported, checkpoint, "model.")
+        assert keys["model.embed_tokens.weight"] == "model.embed_tokens.weight"
+    except WeightsError as error:
+        said = str(error)
+    assert told in said
+    assert bool(told) == bool(said)
+
+
+def test_tensors_are_compared_as_numbers_whatever_they_are_stored_as(tmp_path: Path) -> None:
+    ones = np.ones((2, 3), np.float32)
+    tensors = {"a": ones, "b": ones.astype(np.float16), "c": ones.T, "d": 2 * ones}
+    save_file(
+        {name: np.ascontiguousarray(each) for name, each in tensors.items()},
+        tmp_path / "model.safetensors",
+    )
+    checkpoint = open_checkpoint(tmp_path)
+    assert [checkpoint.are_equal("a", other) for other in "abcd"] == [True, True, False, False]
+
+
+def test_comparing_two_tensors_takes_the_memory_of_pieces(tmp_path: Path) -> None:
+    array = np.zeros(1 << 24, np.float32)
+    save_file({"a": array, "b": array}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    tracemalloc.start()
+    try:
+        assert checkpoint.are_equal("a", "b")
+        _now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < array.nbytes / 2
 
 
 def test_commands_for_images_say_what_to_do_with_a_language_model() -> None:
