@@ -14,7 +14,13 @@ from contract.errors import ModelError, WeightsError
 from planner.export import quiet
 from planner.language.checkpoint import Checkpoint, open_checkpoint
 from planner.language.decoder_export import ExportedDecoder, export_decoder
-from planner.language.facts import CONFIG, DecoderFacts, check_directory, facts_of
+from planner.language.facts import (
+    CONFIG,
+    DecoderFacts,
+    check_directory,
+    check_ropes,
+    facts_of,
+)
 from planner.language.stand_ins import import_transformers
 from planner.progress import Progress, silent
 
@@ -128,18 +134,24 @@ def _is_harmless(name: str) -> bool:
 
 
 def _read_config(folder: Path) -> Any:
+    """The configuration as transformers understands it, checked once more."""
     library = import_transformers()
     try:
         with quiet():
-            return library.AutoConfig.from_pretrained(
+            config = library.AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
+            filled_in = (config.to_dict(), config.get_text_config().to_dict())
     except Exception as error:  # whatever its classes raise about a document
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{folder / CONFIG}: transformers {library.__version__} does not take it: "
             f"{reason:.300}; expected a decoder such as GPT-2, Llama, Qwen or Mistral"
         ) from error
+    # Its classes fill in and rename: Phi-3's make longrope of "su" and of "yarn".
+    for document in filled_in:
+        check_ropes(folder / CONFIG, document, f" for transformers {library.__version__}")
+    return config
 
 
 def _base_prefix(config: Any) -> str:

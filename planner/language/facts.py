@@ -78,8 +78,13 @@ def check_directory(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_ropes(path: Path, config: Mapping[str, Any]) -> None:
+def check_ropes(path: Path, config: Mapping[str, Any], as_read: str = "") -> None:
     """Look at all rotary embeddings that a configuration tells of, also those of its text model.
+
+    Args:
+        path: of the file, for the error.
+        config: what it says.
+        as_read: for the error, if that is not the file's own words: whose they are.
 
     Raises:
         ModelError: they change with the length of the text, or are no JSON objects.
@@ -97,8 +102,9 @@ def check_ropes(path: Path, config: Mapping[str, Any]) -> None:
                 kind = each.get("rope_type", each.get("type"))
                 if kind in GROWING_ROPES:
                     raise ModelError(
-                        f"{path}: rotary embeddings of type {kind!r} change with the length of the "
-                        "text, which one graph cannot; expected default, linear, yarn or llama3"
+                        f"{path}: rotary embeddings of type {kind!r}{as_read} change with the "
+                        "length of the text, which one graph cannot; expected default, linear, "
+                        "yarn or llama3"
                     )
 
 

@@ -24,6 +24,28 @@ SMALL_BERT = {
     "vocab_size": 50,
 }
 LLAMA = {"model_type": "llama", "hidden_size": 64}
+PHI3 = {
+    "model_type": "phi3",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 50,
+    "max_position_embeddings": 1024,
+    "original_max_position_embeddings": 512,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def phi3(kind: str) -> dict[str, object]:
+    rope = {
+        "type": kind,
+        "short_factor": [1.0] * 8,
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": 512,
+    }
+    return {**PHI3, "rope_scaling": rope}
 
 
 def folder_with(tmp_path: Path, config: object) -> Path:
@@ -57,6 +79,10 @@ def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
         ({**LLAMA, "rope_scaling": [{"type": "linear"}]}, "expected a JSON object"),
         ({**LLAMA, "rope_parameters": {"full": {"rope_type": "dynamic"}}}, "'dynamic' change with"),
         ({**LLAMA, "text_config": {"rope_scaling": {"type": "longrope"}}}, "'longrope' change"),
+        (phi3("longrope"), "'longrope' change with"),
+        (phi3("su"), "'longrope' for transformers .* change with"),
+        (phi3("yarn"), "'longrope' for transformers .* change with"),
+        ({**LLAMA, "rope_scaling": {"type": "su"}}, "not take|cannot build"),
         ({**LLAMA, "text_config": "text"}, "text_config 'text', expected a JSON object"),
         (
             {**LLAMA, "num_attention_heads": 0},
