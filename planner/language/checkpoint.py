@@ -113,7 +113,7 @@ def _files(folder: Path) -> Iterator[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"{index}: expected an object with `weight_map` ({error!r:.80}); download it again"
             ) from error

@@ -69,6 +69,7 @@ def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
     ("config", "reason"),
     [
         ("{", "cannot be read as JSON"),
+        pytest.param("[" * 100_000, "cannot be read as JSON", id="nested too deeply"),
         ("[]", "expected a JSON object"),
         ({"hidden_size": 64}, "says no `model_type`"),
         ({**LLAMA, "auto_map": {"AutoModel": "x.Y"}}, "brings code of its own"),
@@ -114,12 +115,14 @@ def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
     ("index", "reason"),
     [
         ({}, "expected an object with `weight_map`"),
+        pytest.param("[" * 100_000, "expected an object with", id="nested too deeply"),
         ({"weight_map": {"a": "gone.safetensors"}}, "names gone.safetensors, which is not there"),
         ({"weight_map": {"a": "../x.safetensors"}}, "expected a plain name"),
     ],
 )
 def test_an_index_that_leads_nowhere(tmp_path: Path, index: object, reason: str) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    text = index if isinstance(index, str) else json.dumps(index)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(WeightsError, match=reason):
         open_checkpoint(tmp_path)
 
@@ -259,6 +262,12 @@ def test_end_tokens(tmp_path: Path, config: object, generation: object, expected
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     assert end_tokens(tmp_path, config) == expected  # type: ignore[arg-type]
+
+
+def test_end_tokens_in_a_file_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": ' + "[" * 100_000)
+    with pytest.raises(ModelError, match=r"generation_config\.json: cannot be read as JSON"):
+        end_tokens(tmp_path, {})
 
 
 def test_end_tokens_that_are_no_tokens(tmp_path: Path) -> None:
