@@ -93,6 +93,7 @@ def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
         ({**LLAMA, "architectures": "LlamaForCausalLM"}, "expected a list of names"),
         ({"model_type": "no-such-model"}, "does not take it"),
         ({"model_type": "vit"}, "not that of a decoder|cannot build"),
+        ({**LLAMA, "vocab_size": 50, "eos_token_id": 50}, "expected tokens below 50"),
         (SMALL_BERT, "a mask of its own, which GroupQueryAttention does not"),
     ],
 )
@@ -261,18 +262,28 @@ def test_commands_for_images_say_what_to_do_with_a_language_model() -> None:
 def test_end_tokens(tmp_path: Path, config: object, generation: object, expected: object) -> None:
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert end_tokens(tmp_path, config) == expected  # type: ignore[arg-type]
+    assert end_tokens(tmp_path, config, 7) == expected  # type: ignore[arg-type]
 
 
 def test_end_tokens_in_a_file_that_is_nested_too_deeply(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": ' + "[" * 100_000)
     with pytest.raises(ModelError, match=r"generation_config\.json: cannot be read as JSON"):
-        end_tokens(tmp_path, {})
+        end_tokens(tmp_path, {}, 7)
 
 
-def test_end_tokens_that_are_no_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("found", ["</s>", -1, [2, -1], True, 2.0])
+def test_end_tokens_that_are_no_tokens(tmp_path: Path, found: object) -> None:
     with pytest.raises(ModelError, match="expected whole numbers"):
-        end_tokens(tmp_path, {"eos_token_id": "</s>"})
+        end_tokens(tmp_path, {"eos_token_id": found}, 7)
+
+
+@pytest.mark.parametrize("found", [7, [2, 5000]])
+def test_end_tokens_that_the_vocabulary_does_not_have(tmp_path: Path, found: object) -> None:
+    with pytest.raises(ModelError, match=r"/config\.json: eos_token_id .* expected tokens below 7"):
+        end_tokens(tmp_path, {"eos_token_id": found}, 7)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": found}))
+    with pytest.raises(ModelError, match=r"generation_config\.json: eos_token_id .* below 7"):
+        end_tokens(tmp_path, {"eos_token_id": 2}, 7)
 
 
 def test_a_text_that_cannot_be_read(tmp_path: Path) -> None:
