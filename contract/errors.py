@@ -26,7 +26,7 @@
     ├── DeliveryError                  8  a run ended with batches that have no result
     ├── WireFormatError                9  a message that cannot be accepted
     │   └── TensorMismatchError        9  well-formed, but not the tensors that the plan names
-    ├── EnvironmentMissingError       10  something this machine lacks (a package, a program)
+    ├── EnvironmentMissingError       10  something this machine lacks (a package, a program, room)
     │   └── DeviceUnfitError          10  something is wrong with a device of the fleet
     └── JournalError                  11  a journal that cannot be read, written or gone on with
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from contract.decoder import CacheSpec, Decoding
@@ -131,6 +132,7 @@ def canonicalise(imported: ImportedModel, progress: Progress = silent) -> Canoni
     Raises:
         ModelError: onnxruntime cannot run the model, or its input or outputs have other variable
             dimensions than the batch.
+        EnvironmentMissingError: there is no room for the weights in the folder of temporary files.
     """
     folder = ScratchFolder()
     progress("folding constants", 0.0)
@@ -139,7 +141,7 @@ def canonicalise(imported: ImportedModel, progress: Progress = silent) -> Canoni
     draft.nodes = live_nodes(draft.nodes, draft.output_names)
     rename_tensors(draft.nodes, find_duplicates(draft.used_arrays()))
     shard = folder.path / "whole"
-    places, weights_sha256 = _write_weights(draft, shard)
+    places, weights_sha256 = _write_weights(draft, folder, shard)
     (folder.path / FOLDED).with_suffix(".bin").unlink(missing_ok=True)
 
     progress("measuring shapes", 0.3)
@@ -237,16 +239,22 @@ def _preprocess(draft: _Draft, model_input: ImageInput | TensorInput) -> int:
     return len(nodes)
 
 
-def _write_weights(draft: _Draft, folder: Path) -> tuple[dict[str, ByteRange], str]:
+def _write_weights(
+    draft: _Draft, scratch: ScratchFolder, folder: Path
+) -> tuple[dict[str, ByteRange], str]:
     """Write the large float arrays; returns where they lie, and the file's hash."""
-    folder.mkdir()
     path = folder / WEIGHTS_FILE
     weights = {
         name: np.ascontiguousarray(array)
         for name, array in draft.used_arrays().items()
         if is_external(array.dtype, array.shape)
     }
-    save_file(weights, path)
+    with scratch.writing(sum(array.nbytes for array in weights.values())):
+        folder.mkdir()
+        try:
+            save_file(weights, path)
+        except SafetensorError as error:  # the system's refusals, too
+            raise OSError(str(error)) from error
     places = {
         name: ByteRange(entry.offset, entry.length) for name, entry in read_layout(path).items()
     }

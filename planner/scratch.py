@@ -6,7 +6,11 @@ Weights are handed from step to step as files, so that each step maps them inste
 import shutil
 import tempfile
 import weakref
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from contract.errors import EnvironmentMissingError
+from planner.room import room_for_scratch
 
 
 class ScratchFolder:
@@ -16,5 +20,22 @@ class ScratchFolder:
     """
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="shardline-planner-"))
+        """
+        Raises:
+            EnvironmentMissingError: no folder can be made where temporary files belong.
+        """
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix="shardline-planner-"))
+        except OSError as error:
+            raise EnvironmentMissingError(
+                f"no folder for temporary files can be made ({error.strerror or error}); set "
+                "TMPDIR to a folder on a disk with room for the model's weights"
+            ) from error
         self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def writing(self, size_bytes: int) -> AbstractContextManager[None]:
+        """For as long as files of so many bytes are written to it: see planner/room.py.
+
+        The error names the folder that it was made in, which is what TMPDIR changes.
+        """
+        return room_for_scratch(self.path.parent, size_bytes)

@@ -14,7 +14,13 @@ from contract.errors import ModelError, WeightsError
 from planner.export import quiet
 from planner.language.checkpoint import Checkpoint, open_checkpoint
 from planner.language.decoder_export import ExportedDecoder, export_decoder
-from planner.language.facts import CONFIG, DecoderFacts, check_directory, facts_of
+from planner.language.facts import (
+    CONFIG,
+    DecoderFacts,
+    check_directory,
+    check_ropes,
+    facts_of,
+)
 from planner.language.stand_ins import import_transformers
 from planner.progress import Progress, silent
 
@@ -40,7 +46,7 @@ class ImportedDecoder:
 
 
 def import_transformers_directory(folder: Path, progress: Progress = silent) -> ImportedDecoder:
-    """Import the model in ``folder``; no weight is read.
+    """Import the model in ``folder``; no weight is read but those that stand there twice.
 
     Raises:
         ModelError: it is not a decoder that can be planned; says what was found.
@@ -65,19 +71,22 @@ def find_keys(exported: ExportedDecoder, checkpoint: Checkpoint, prefix: str) ->
     A checkpoint of the model without its head lacks ``prefix``, such as ``transformer.``.
 
     Raises:
-        WeightsError: tensors are missing, have other shapes, or belong to no parameter.
+        WeightsError: tensors are missing, have other shapes, belong to no parameter, or are two
+            for one parameter and differ.
     """
     keys, missing, misshapen = {}, [], []
     used = set()
+    twice: list[tuple[str, str]] = []
     for name, shape in exported.parameters.items():
         names = exported.aliases.get(name, (name,))
         candidates = [each for alias in names for each in (alias, alias.removeprefix(prefix))]
-        there = [each for each in candidates if each in checkpoint.entries]
+        there = [each for each in dict.fromkeys(candidates) if each in checkpoint.entries]
         if not there:
             missing.append(name)
             continue
         keys[name] = there[0]
         used.update(there)
+        twice += [(there[0], other) for other in there[1:]]
         if checkpoint.shape(there[0]) != shape:
             misshapen.append(f"{there[0]} is {checkpoint.shape(there[0])}, expected {shape}")
     where = checkpoint.folder
@@ -96,7 +105,22 @@ def find_keys(exported: ExportedDecoder, checkpoint: Checkpoint, prefix: str) ->
             f"{where}: {len(extra)} tensors belong to nothing in the model ({_some(extra)}); it "
             f"would compute something else than its authors meant. Check {CONFIG}"
         )
+    for one, other in twice:
+        _check_same(checkpoint, one, other, prefix)
     return keys
+
+
+def _check_same(checkpoint: Checkpoint, one: str, other: str, prefix: str) -> None:
+    """Refuse two tensors for one parameter that differ: versions of transformers disagree then."""
+    if checkpoint.are_equal(one, other):
+        return
+    why = (
+        f"{CONFIG} ties them to be one (by `tie_word_embeddings`, perhaps its default); if the "
+        f"model was trained with both, set tie_word_embeddings to false in {CONFIG}"
+    )
+    if one.removeprefix(prefix) == other.removeprefix(prefix):
+        why = "both are names of one parameter; copy the model's own weights again"
+    raise WeightsError(f"{checkpoint.folder}: tensors {one} and {other} differ, but {why}")
 
 
 _HARMLESS = re.compile(
@@ -110,18 +134,24 @@ def _is_harmless(name: str) -> bool:
 
 
 def _read_config(folder: Path) -> Any:
+    """The configuration as transformers understands it, checked once more."""
     library = import_transformers()
     try:
         with quiet():
-            return library.AutoConfig.from_pretrained(
+            config = library.AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
+            filled_in = (config.to_dict(), config.get_text_config().to_dict())
     except Exception as error:  # whatever its classes raise about a document
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"{folder / CONFIG}: transformers {library.__version__} does not take it: "
             f"{reason:.300}; expected a decoder such as GPT-2, Llama, Qwen or Mistral"
         ) from error
+    # Its classes fill in and rename: Phi-3's make longrope of "su" and of "yarn".
+    for document in filled_in:
+        check_ropes(folder / CONFIG, document, f" for transformers {library.__version__}")
+    return config
 
 
 def _base_prefix(config: Any) -> str:

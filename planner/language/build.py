@@ -17,6 +17,7 @@ from planner.language.profile import profile_blocks
 from planner.language.verify import verify_decoder
 from planner.progress import Progress, silent
 from planner.request import PlanRequest
+from planner.room import room_for_plan
 from shards.writer import atomic_folder
 
 TOKENIZER = "tokenizer"
@@ -48,7 +49,7 @@ def build_decoder_plan(
         VerificationError: the shards do not compute what transformers computes, or what quantised
             weights compute is something else.
         SettingsError: the name cannot be a folder and a level of a topic.
-        PlanError: the devices do not fit the stages.
+        PlanError: the devices do not fit the stages, or the folder cannot be written.
     """
     check_name("plan", request.name)
     if request.batch_size < 1:
@@ -59,7 +60,8 @@ def build_decoder_plan(
     as_they_are: Codec = "float32"
     request = replace(request, profile=profile, refine=False, codec=as_they_are)
     (choice,) = choose(graph, request, progress)
-    with atomic_folder(request.out_dir / request.name) as folder:
+    room = room_for_plan(request.out_dir, graph.model.weight_bytes)
+    with room, atomic_folder(request.out_dir / request.name) as folder:
         progress("writing shards", 0.0)
         plan = write_shards(graph, request, choice, folder)
         progress("verifying the written shards", 0.0)

@@ -65,6 +65,7 @@ def canonicalise_decoder(
         ModelError: the context is longer than the model's positions, or the graph has no form that
             can be cut.
         WeightsError: a tensor cannot be read.
+        EnvironmentMissingError: there is no room for the weights in the folder of temporary files.
     """
     facts = imported.facts
     if decoding.context_tokens > facts.max_positions:
@@ -83,9 +84,11 @@ def canonicalise_decoder(
     draft.nodes = live_nodes(draft.nodes, outputs)
     folder = ScratchFolder()
     shard = folder.path / "whole"
-    shard.mkdir()
     used = used_parameters(draft.nodes, draft.parameters)
-    places, weights_sha256 = _write(used, imported.checkpoint, shard / WEIGHTS_FILE, progress)
+    size_bytes = sum(each.spec.size_bytes for each in used.values())
+    with folder.writing(size_bytes):
+        shard.mkdir()
+        places, weights_sha256 = _write(used, imported.checkpoint, shard / WEIGHTS_FILE, progress)
     inputs = (TensorSpec(name=IDS, dtype="int64", shape=(BATCH, TOKENS)),)
     logits = TensorSpec(name=LOGITS, dtype="float32", shape=(BATCH, facts.vocabulary_size))
     model = _assemble(
@@ -96,7 +99,8 @@ def canonicalise_decoder(
         (logits, *state_outputs(cache, decoding)),
     )
     graph = to_bytes(model)
-    (shard / GRAPH_FILE).write_bytes(graph)
+    with folder.writing(size_bytes + len(graph)):
+        (shard / GRAPH_FILE).write_bytes(graph)
     return CanonicalModel(
         info=ModelInfo(
             name=imported.name,

@@ -20,6 +20,8 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt")
 FLOATS: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
 """Element types that a language model may be stored in, and their bytes."""
+PIECE_ELEMENTS = 1 << 20
+"""How much of two tensors is in memory while they are compared."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -47,26 +49,48 @@ class Checkpoint:
         Raises:
             WeightsError: it is not made of floats, or the file ends before it does.
         """
+        return self._floats(name, 0, self._size(name)).reshape(self.shape(name))
+
+    def are_equal(self, one: str, other: str) -> bool:
+        """Whether two tensors have the same shape and elements; no more than pieces are read.
+
+        Raises:
+            WeightsError: as :meth:`read`.
+        """
+        if self.shape(one) != self.shape(other):
+            return False
+        size = self._size(one)
+        for start in range(0, size, PIECE_ELEMENTS):
+            count = min(PIECE_ELEMENTS, size - start)
+            pieces = self._floats(one, start, count), self._floats(other, start, count)
+            if not np.array_equal(pieces[0], pieces[1], equal_nan=True):
+                return False
+        return True
+
+    def _size(self, name: str) -> int:
+        return int(np.prod(self.shape(name), dtype=np.int64))
+
+    def _floats(self, name: str, start: int, count: int) -> Floats:
+        """``count`` elements from the one numbered ``start``, flat."""
         path, entry = self.entries[name]
         width = FLOATS.get(entry.dtype)
-        count = int(np.prod(entry.shape, dtype=np.int64))
-        if width is None or count * width != entry.length:
+        if width is None or self._size(name) * width != entry.length:
             raise WeightsError(
                 f"{path}: tensor {name} is {entry.dtype} of {entry.length:,} bytes, expected "
                 f"{' or '.join(FLOATS)}; save the model as bfloat16, float16 or float32 first"
             )
         raw: npt.NDArray[Any] = np.fromfile(
-            path, np.dtype(f"<u{width}"), count=count, offset=entry.offset
+            path, np.dtype(f"<u{width}"), count=count, offset=entry.offset + start * width
         )
         if len(raw) != count:
             raise WeightsError(f"{path}: ends inside tensor {name}; download it again")
         if entry.dtype == "BF16":  # the upper half of a float32
             raw = raw.astype("<u4")
             raw <<= 16
-            return raw.view("<f4").reshape(entry.shape)
+            return raw.view("<f4")
         if entry.dtype == "F16":
-            return raw.view("<f2").astype(np.float32).reshape(entry.shape)
-        return raw.view("<f4").reshape(entry.shape)
+            return raw.view("<f2").astype(np.float32)
+        return raw.view("<f4")
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -89,7 +113,7 @@ def _files(folder: Path) -> Iterator[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"{index}: expected an object with `weight_map` ({error!r:.80}); download it again"
             ) from error

@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(document, dict):
         raise ModelError(f"{path}: expected a JSON object")
@@ -78,8 +78,13 @@ def check_directory(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_ropes(path: Path, config: Mapping[str, Any]) -> None:
+def check_ropes(path: Path, config: Mapping[str, Any], as_read: str = "") -> None:
     """Look at all rotary embeddings that a configuration tells of, also those of its text model.
+
+    Args:
+        path: of the file, for the error.
+        config: what it says.
+        as_read: for the error, if that is not the file's own words: whose they are.
 
     Raises:
         ModelError: they change with the length of the text, or are no JSON objects.
@@ -97,24 +102,32 @@ def check_ropes(path: Path, config: Mapping[str, Any]) -> None:
                 kind = each.get("rope_type", each.get("type"))
                 if kind in GROWING_ROPES:
                     raise ModelError(
-                        f"{path}: rotary embeddings of type {kind!r} change with the length of the "
-                        "text, which one graph cannot; expected default, linear, yarn or llama3"
+                        f"{path}: rotary embeddings of type {kind!r}{as_read} change with the "
+                        "length of the text, which one graph cannot; expected default, linear, "
+                        "yarn or llama3"
                     )
 
 
-def end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+def end_tokens(folder: Path, config: Mapping[str, Any], vocabulary_size: int) -> tuple[int, ...]:
     """The ids of tokens that end a text: generation_config.json goes before config.json.
 
     Raises:
-        ModelError: they are not whole numbers.
+        ModelError: they are not whole numbers, or not in the vocabulary.
     """
-    found = config.get("eos_token_id")
-    path = folder / GENERATION_CONFIG
-    if path.is_file():
-        found = read_json(path).get("eos_token_id", found)
+    path, found = folder / CONFIG, config.get("eos_token_id")
+    if (folder / GENERATION_CONFIG).is_file():
+        generation = read_json(folder / GENERATION_CONFIG)
+        if "eos_token_id" in generation:
+            path, found = folder / GENERATION_CONFIG, generation["eos_token_id"]
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(each) is int and each >= 0 for each in ids):
         raise ModelError(f"{path}: eos_token_id {found!r:.80}, expected whole numbers")
+    if max(ids, default=-1) >= vocabulary_size:
+        raise ModelError(
+            f"{path}: eos_token_id {found!r:.80}, expected tokens below {vocabulary_size:,} (the "
+            f"vocab_size of {CONFIG}): no text would end with it; copy the model's own files "
+            "again, or correct it"
+        )
     return tuple(dict.fromkeys(ids))
 
 
@@ -132,17 +145,18 @@ def facts_of(config: Any, folder: Path, document: Mapping[str, Any]) -> DecoderF
     try:
         heads = int(text.num_attention_heads)
         hidden = int(text.hidden_size)
+        vocabulary_size = int(text.vocab_size)
         facts = DecoderFacts(
             architecture=names[0],
             model_type=str(config.model_type),
-            vocabulary_size=int(text.vocab_size),
+            vocabulary_size=vocabulary_size,
             layers=int(text.num_hidden_layers),
             hidden_size=hidden,
             heads=heads,
             kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
             head_size=int(getattr(text, "head_dim", None) or hidden // max(heads, 1)),
             max_positions=int(text.max_position_embeddings),
-            end_tokens=end_tokens(folder, document),
+            end_tokens=end_tokens(folder, document, vocabulary_size),
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(

@@ -116,11 +116,14 @@ def open_block(
 
     Raises:
         EngineError: onnxruntime cannot load it.
+        EnvironmentMissingError: there is no room for its graph.
     """
     assert block.cache is not None
     assert block.decoding is not None
     path = graph.model.shard_path / "block.onnx"
-    path.write_bytes(to_bytes(block.model(graph.model.places)))
+    data = to_bytes(block.model(graph.model.places))
+    with graph.model.folder.writing(len(data)):
+        path.write_bytes(data)
     try:
         return StageRunner(open_session(path, threads, prepack), block.cache, block.decoding)
     finally:

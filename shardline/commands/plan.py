@@ -230,6 +230,7 @@ def run(
     from planner.graph import segment_graph
     from planner.importers import import_model
     from planner.request import PlanRequest
+    from planner.room import room_for_plan
     from planner.rules import Method, Objective
     from shardline.cuts_table import print_cuts
     from shardline.planning import answer_what_if, calibration_of, site_of_file
@@ -263,7 +264,8 @@ def run(
             if what_if:
                 answers = answer_what_if(graph, request, step)
             else:
-                built = build_plan(imported, graph, request, step)
+                with room_for_plan(request.out_dir, graph.model.weight_bytes):
+                    built = build_plan(imported, graph, request, step)
     if list_cuts:
         print_cuts(graph, as_json)
     elif what_if and as_json:

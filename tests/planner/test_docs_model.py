@@ -25,7 +25,7 @@ def test_weights_tokenizer_and_configuration_belong_together() -> None:
     ids = {*tokenizer["model"]["vocab"].values(), *(t["id"] for t in tokenizer["added_tokens"])}
     assert sorted(ids) == list(range(config["vocab_size"]))
     ends = [t["id"] for t in tokenizer["added_tokens"] if t["content"] == "<|endoftext|>"]
-    assert list(end_tokens(FOLDER, config)) == ends
+    assert list(end_tokens(FOLDER, config, config["vocab_size"])) == ends
 
 
 def test_its_page_says_its_size() -> None:
