@@ -81,8 +81,8 @@ def memory_bytes(
 ) -> int:
     """Peak memory of the process of a device that serves segments ``first`` to ``end``.
 
-    The engine's base, the weights, each once (and a second, reordered copy when prepacked), what is kept
-    between batches, the largest activations of any segment, and the inputs and outputs of the
+    The engine's base, the weights, each once (and a second, reordered copy when prepacked), what is
+    kept between batches, the largest activations of any segment, and the inputs and outputs of the
     batches in hand.
     """
     weights = problem.weights(first, end)
