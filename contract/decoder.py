@@ -62,6 +62,19 @@ class TextVerification(FrozenModel):
     made_up: bool = False
 
 
+class QuantisedVerification(FrozenModel):
+    """Quantised shards against the model's own code with the same rounded weights, at build time.
+
+    ``relative_difference``: at the worst position, of the logits' difference to their spread, both
+    as root mean squares about the mean; ``tolerance`` bounds it.
+    """
+
+    reference: str
+    tolerance: float
+    relative_difference: float
+    top1_agreement: float
+
+
 class Decoding(FrozenModel):
     """What a plan for a language model was made for.
 

@@ -15,7 +15,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from contract.codec import Codec as Codec  # it is a word of the plan
 from contract.codec import encoded_bytes
-from contract.decoder import IDS_SPEC, RESULT_SPECS, SAMPLING_SPEC, CacheSpec, Decoding
+from contract.decoder import (
+    IDS_SPEC,
+    RESULT_SPECS,
+    SAMPLING_SPEC,
+    CacheSpec,
+    Decoding,
+    QuantisedVerification,
+)
 from contract.decoder import TokenInput as TokenInput  # a word of the plan
 from contract.errors import PlanError
 from contract.frozen import Count, FrozenModel, explain
@@ -128,7 +135,11 @@ class CodecVerification(FrozenModel):
 
 
 class Verification(FrozenModel):
-    """The comparison at build time: the sharded model against the whole one, codecs left out."""
+    """The comparison at build time: the sharded model against the whole one, codecs left out.
+
+    ``quantised``: where weights are, the whole one is so as well, and this says how far both are
+    from the model's own code.
+    """
 
     reference: str
     images: int
@@ -139,6 +150,7 @@ class Verification(FrozenModel):
     top1_agreement: float
     conclusive: bool
     codecs: CodecVerification | None = None
+    quantised: QuantisedVerification | None = None
 
 
 class Plan(FrozenModel):

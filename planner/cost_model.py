@@ -81,11 +81,11 @@ def memory_bytes(
 ) -> int:
     """Peak memory of the process of a device that serves segments ``first`` to ``end``.
 
-    The engine's base, the weights (and a second, reordered copy when prepacked), what is kept
-    between batches, the largest activations of any segment, and the inputs and outputs of the
+    The engine's base, the weights, each once (and a second, reordered copy when prepacked), what is
+    kept between batches, the largest activations of any segment, and the inputs and outputs of the
     batches in hand.
     """
-    weights = sum(problem.weight_bytes[first:end])
+    weights = problem.weights(first, end)
     packed = weights * (device.packing_factor if prepack else 1.0)
     messages = problem.edge_bytes[first] + problem.edge_bytes[end]
     return round(

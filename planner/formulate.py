@@ -55,6 +55,7 @@ def formulate(graph: SegmentedGraph, site: Site, batch_size: int) -> Problem:
         batch_size=batch_size,
         broker=site.broker,
         client=site.client,
+        shared_bytes=shared_bytes(graph),
     )
 
 
@@ -79,6 +80,7 @@ def formulate_decoder(graph: SegmentedGraph, site: Site, batch_size: int) -> Pro
         batch_size=batch_size,
         broker=site.broker,
         client=site.client,
+        shared_bytes=shared_bytes(graph),
         state_bytes=tuple(
             cache_of_segment.bytes_of(decoding) for cache_of_segment in segment_caches(graph)
         ),
@@ -100,6 +102,14 @@ def formulate_decoder(graph: SegmentedGraph, site: Site, batch_size: int) -> Pro
     ]
     activations = tuple(map(sum, zip(peaks, waiting, scores, strict=True)))
     return replace(problem, activation_bytes=activations)
+
+
+def shared_bytes(graph: SegmentedGraph) -> int:
+    """Bytes of the weights that the first segment shares with the last, such as tied embeddings."""
+    if graph.num_segments == 1:
+        return 0  # a segment's own weights are counted once
+    shared = {*graph.segments[0].weight_names} & {*graph.segments[-1].weight_names}
+    return sum(graph.model.weights[name].nbytes for name in shared)
 
 
 def edge_message_bytes(graph: SegmentedGraph, batch_size: int, tokens: int) -> list[int]:

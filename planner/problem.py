@@ -101,7 +101,9 @@ class Problem:
     write and read if a cut is there, whatever the codec; None where that is what travels.
     ``state_bytes``: what each segment keeps between batches, whatever the engine does with weights:
     a language model's caches, and ``state_words`` says of what. ``unit`` is what a batch has.
-    ``batches_in_flight``: how many there can be at once, however large a window is; each comes
+    ``shared_bytes``: what the first segment's weights and the last one's have in common, as tied
+    embeddings are: a stage of all segments has it once. ``batches_in_flight``: how many there can
+    be at once, however large a window is; each comes
     again when it is through, without the client. None where the client feeds as many as it likes.
     """
 
@@ -119,6 +121,7 @@ class Problem:
     state_words: str = ""
     unit: Literal["image", "token"] = "image"
     batches_in_flight: int | None = None
+    shared_bytes: int = 0
 
     @property
     def num_segments(self) -> int:
@@ -128,6 +131,11 @@ class Problem:
     def possible_window(self, window: int) -> int:
         """So many batches in flight, or as many as there can be."""
         return window if self.batches_in_flight is None else min(window, self.batches_in_flight)
+
+    def weights(self, first: int, end: int) -> int:
+        """Bytes of the weights of a stage of segments ``first`` to ``end``."""
+        whole = first == 0 and end == self.num_segments
+        return sum(self.weight_bytes[first:end]) - (self.shared_bytes if whole else 0)
 
     def state(self, first: int, end: int) -> int:
         """Bytes that segments ``first`` to ``end`` keep between batches."""

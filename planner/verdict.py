@@ -229,7 +229,7 @@ class _Reason:
         nearest = min(needed, key=lambda name: (needed[name] - free[name], name))
         need, limit = math.ceil(needed[nearest] / MB), free[nearest] // MB
         if self.problem.state_bytes is not None:
-            weights, state = sum(self.problem.weight_bytes), self.problem.state(0, whole)
+            weights, state = self.problem.weights(0, whole), self.problem.state(0, whole)
             return (
                 f"the whole model needs {math.ceil(weights / MB):,} MB for weights and "
                 f"{math.ceil(state / MB):,} MB for {self.problem.state_words}, with the engine "

@@ -105,6 +105,13 @@ def _decoder_line(check: Verification) -> str:
     if check.top1_agreement < 1.0:
         line += " (the others are near-ties)"
     line += f", against {check.reference}"
+    if check.quantised is not None:
+        its = check.quantised
+        line += (
+            f"; with activations rounded, logits differ by {its.relative_difference:.1%} of their "
+            f"spread at most (tolerance {its.tolerance:.0%}), the best token agrees at "
+            f"{its.top1_agreement:.1%}, against {its.reference} with the same rounded weights"
+        )
     if not check.conclusive:
         line += "; INCONCLUSIVE: the model's answers hardly differ between positions"
     return line

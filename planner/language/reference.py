@@ -14,16 +14,26 @@ from planner.importers.transformers_directory import ImportedDecoder
 from planner.language.stand_ins import build_without_weights, names_of_parameters
 from planner.onnx_graph import Array
 
+Change = Callable[[Array, bool], None]
+"""Changes a matrix in its place; the second says whether it is (outputs, inputs)."""
+
 
 class StreamedReference:
     """The unsplit model in torch. Its attention is transformers' own, «eager»."""
 
-    def __init__(self, imported: ImportedDecoder) -> None:
+    def __init__(
+        self, imported: ImportedDecoder, changes: Mapping[str, Change] | None = None
+    ) -> None:
         """
+        Args:
+            imported: the model.
+            changes: by the name of a parameter that is multiplied with, what is done to its matrix
+                when it was read. The same parameter as an embedding stays as it is.
+
         Raises:
             ModelError: transformers cannot build it.
         """
-        self._imported = imported
+        self._imported, self._changes = imported, changes or {}
         self.vocabulary_size = imported.facts.vocabulary_size
         self._model = build_without_weights(imported.config, "eager")
         first_name = {
@@ -33,7 +43,7 @@ class StreamedReference:
         }
         for prefix, module in self._model.named_modules():
             own = {
-                name: imported.keys[first_name[f"{prefix}.{name}".lstrip(".")]]
+                name: first_name[f"{prefix}.{name}".lstrip(".")]
                 for name, parameter in module._parameters.items()
                 if parameter is not None
             }
@@ -58,12 +68,16 @@ class StreamedReference:
         return logits
 
     def _reader(self, own: Mapping[str, str]) -> Callable[[nn.Module, object], None]:
-        checkpoint = self._imported.checkpoint
+        checkpoint, keys = self._imported.checkpoint, self._imported.keys
 
         def read(module: nn.Module, _inputs: object) -> None:
-            for name, key in own.items():
+            for name, parameter in own.items():
+                array = checkpoint.read(keys[parameter])
+                change = self._changes.get(parameter)
+                if change is not None and not isinstance(module, nn.Embedding):
+                    change(array, isinstance(module, nn.Linear))
                 module._parameters[name] = nn.Parameter(
-                    torch.from_numpy(checkpoint.read(key)), requires_grad=False
+                    torch.from_numpy(array), requires_grad=False
                 )
 
         return read

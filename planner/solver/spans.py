@@ -105,7 +105,8 @@ def _compute_ms(problem: Problem, device: DeviceCosts, starts: Ints, ends: Ints)
     if device.memory_bytes is None:
         return packed
     weights = np.concatenate([[0], np.cumsum(np.array(problem.weight_bytes, np.int64))])
-    span_weights = weights[ends] - weights[starts]
+    whole = (starts == 0) & (ends == problem.num_segments)
+    span_weights = weights[ends] - weights[starts] - whole * problem.shared_bytes
     messages = np.array(problem.edge_bytes, np.int64)
     held = problem.window_batches * (messages[starts] + messages[ends])
     peak = _running_maxima(problem.activation_bytes)[starts, ends]

@@ -43,7 +43,7 @@ def random_problem(generator: random.Random, segments: int, devices: int) -> Pro
         generator.choice([10, 100, generator.randint(1, 5000)]) for _ in range(segments + 1)
     )
     coded = tuple(generator.choice([1, 3]) * size for size in edges)
-    return Problem(
+    given = Problem(
         tuple(found),
         tuple(generator.randint(0, 100) for _ in range(segments)),
         tuple(generator.randint(0, 20) for _ in range(segments)),
@@ -59,6 +59,8 @@ def random_problem(generator: random.Random, segments: int, devices: int) -> Pro
         window_batches=generator.choice([0, 0, 3]),
         edge_work_bytes=generator.choice([None, coded]),
     )
+    both = min(given.weight_bytes[0], given.weight_bytes[-1]) if segments > 1 else 0
+    return replace(given, shared_bytes=generator.choice([0, both]))
 
 
 def _random_device(generator: random.Random, segments: int, name: str) -> DeviceCosts:

@@ -9,6 +9,8 @@ import pytest
 from onnx import NodeProto
 
 from contract.decoder import Decoding
+from contract.errors import PartitionError
+from contract.prediction import Strategy
 from planner.cost_model import REFERENCE_RELAY, memory_bytes, stage_costs
 from planner.formulate import Site, edge_message_bytes, formulate, stand_ins
 from planner.graph import SegmentedGraph
@@ -17,6 +19,7 @@ from planner.partition import partition
 from planner.problem import DeviceCosts, Problem
 from planner.rules import Rules
 from planner.solver.spans import make_spans, span_costs
+from planner.split import take_stage
 from planner.verdict import weigh
 from tests.planner.decoders import exported
 from tests.tiny_decoder import even_profile
@@ -26,8 +29,14 @@ CACHE_OF_BLOCK = 2 * 2 * 200 * 16 * 50 * 4
 """Bytes: keys and values, 2 heads, 200 positions of 16 numbers, 50 sequences, float32."""
 
 
-def problem_with(limits: list[int | None], packing_factor: float = 1.0) -> Problem:
-    graph = exported("llama").graph(DECODING)
+TIED_BYTES = 4 * 320 * 64
+"""Of gpt2's embeddings, which are its head, too; llama's are not tied."""
+
+
+def problem_with(
+    limits: list[int | None], packing_factor: float = 1.0, kind: str = "llama"
+) -> Problem:
+    graph = exported(kind).graph(DECODING)
     times = even_profile(graph).segment_ms
     devices = tuple(
         DeviceCosts(
@@ -53,15 +62,57 @@ def test_a_stage_needs_its_weights_and_its_caches() -> None:
     assert whole > 2 * sum(problem.weight_bytes) + 4 * CACHE_OF_BLOCK
 
 
-def test_what_the_solver_holds_for_possible_is_what_the_cost_model_holds_for_possible() -> None:
-    unlimited = problem_with([None])
+@pytest.mark.parametrize(("kind", "tied"), [("gpt2", TIED_BYTES), ("llama", 0)])
+def test_a_stage_is_charged_for_the_weights_that_its_shard_holds(kind: str, tied: int) -> None:
+    problem, graph = problem_with([None], kind=kind), exported(kind).graph(DECODING)
+    assert problem.shared_bytes == tied
+    assert sum(problem.weight_bytes) - graph.model.weight_bytes == tied
+    for first in range(4):
+        for end in range(first + 1, 5):
+            held = take_stage(graph, first, end).weight_bytes
+            assert problem.weights(first, end) == held
+            twice, once = (
+                memory_bytes(
+                    problem, replace(problem.devices[0], packing_factor=2.0), first, end, p
+                )
+                for p in (True, False)
+            )
+            assert twice - once == held
+
+
+def test_a_model_of_one_segment_shares_nothing_with_itself() -> None:
+    graph = exported("gpt2", n_layer=1).graph(DECODING)
+    problem = formulate(graph, stand_ins((1.0,), 1), 1)
+    assert problem.num_segments == 1
+    assert problem.weights(0, 1) == graph.model.weight_bytes == sum(problem.weight_bytes)
+
+
+def test_a_device_that_holds_a_tied_model_is_given_all_of_it() -> None:
+    unlimited = problem_with([None], kind="gpt2")
+    need = memory_bytes(unlimited, unlimited.devices[0], 0, 4)
+    enough, short = (problem_with([limit] * 2, kind="gpt2") for limit in (need, need - 1))
+    strategies: tuple[Strategy, ...] = ("single", "replicas")
+    for strategy in strategies:
+        assert len(partition(enough, Rules(strategy=strategy)).stages) == 1
+        with pytest.raises(PartitionError):
+            partition(short, Rules(strategy=strategy))
+    weighed = weigh(short, partial(partition, short), Rules(), ("float32",) * 5, "made up")
+    held = exported("gpt2").graph(DECODING).model.weight_bytes
+    assert f"the whole model needs {-(-held // 10**6)} MB for weights" in weighed.verdict.reason
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_what_the_solver_holds_for_possible_is_what_the_cost_model_holds_for_possible(
+    kind: str,
+) -> None:
+    unlimited = problem_with([None], kind=kind)
     needs = [
         memory_bytes(unlimited, unlimited.devices[0], first, end)
         for first in range(4)
         for end in range(first + 1, 5)
     ]
     for limit in needs:
-        problem = problem_with([limit])
+        problem = problem_with([limit], kind=kind)
         (device,) = problem.devices
         spans = make_spans(4)
         found = span_costs(problem, device, spans)

@@ -76,18 +76,31 @@ def save_large_model(folder: Path) -> int:
     return sum(spec.size_bytes for spec in specs.values())
 
 
-def test_no_more_than_a_part_of_the_weights_is_in_memory(tmp_path: Path) -> None:
-    size = save_large_model(tmp_path / "model")
-    assert size > 200e6
+def plan_apart(folder: Path, quantisation: str) -> dict[str, int]:
+    """What :data:`PROGRAM` says of the model in ``folder``."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "model"), str(tmp_path / "out"), "none"],
+        [sys.executable, "-c", PROGRAM, str(folder / "model"), str(folder / "out"), quantisation],
         capture_output=True,
         text=True,
         timeout=500,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_no_more_than_a_part_of_the_weights_is_in_memory(tmp_path: Path) -> None:
+    size = save_large_model(tmp_path / "model")
+    assert size > 200e6
+    found = plan_apart(tmp_path, "none")
     assert found["weights"] == size
     # A stage's weights, and once more as the engine packs them; not those of the others.
     assert found["grown"] < 2 * found["largest"] + 40e6, found
     assert found["grown"] < 0.7 * size, found
+
+
+def test_quantised_weights_are_checked_tensor_by_tensor(tmp_path: Path) -> None:
+    size = save_large_model(tmp_path / "model")
+    found = plan_apart(tmp_path, "int8")
+    assert found["weights"] < 0.3 * size
+    assert found["grown"] < 0.6 * size, found

@@ -1,16 +1,19 @@
 """Weights as int8 and int4 in blocks: numbers within bounds, and a perplexity that is true."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from contract.decoder import QuantisedVerification
 from contract.errors import SettingsError, VerificationError
 from contract.plan import load_plan
-from planner.language import parameters
+from planner.importers.transformers_directory import import_transformers_directory
+from planner.language import attention, parameters, rounded
 from planner.language.blocks import BLOCK_SIZE, QUANTISED, SCALES, Part, quantise_part
 from planner.language.perplexity import (
     MADE_UP_WINDOWS,
@@ -24,13 +27,16 @@ from planner.language.perplexity import (
     verify_on_text,
     windows_of,
 )
-from shardline.plan_table import perplexity_line
-from tests.decoder_models import save_tokenizer
+from planner.language.rounded import round_weights
+from planner.language.verify import ROUNDED_TOLERANCE, judge_rounded
+from shardline.plan_table import perplexity_line, verification_line
+from tests.decoder_models import KINDS, save_model, save_tokenizer
 from tests.decoder_shards import DecoderShards
-from tests.planner.decoders import exported
+from tests.planner.decoders import Exported, exported
 from tests.tiny_decoder import DECODING
 
 Bits = Literal[4, 8]
+ATTEND = attention._attend
 
 
 def dequantised(matrix: np.ndarray, bits: Bits) -> tuple[np.ndarray, np.ndarray]:
@@ -174,6 +180,7 @@ def test_a_quantised_model_that_is_another_one_is_no_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Weights scrambled on the way: shards and quantised graph agree, and are both wrong.
+    # Weights are looked at first; the perplexity sees it as well.
     original = parameters.quantise_part
 
     def scrambled(matrix: np.ndarray, bits: Bits, part: Part) -> np.ndarray:
@@ -182,10 +189,90 @@ def test_a_quantised_model_that_is_another_one_is_no_plan(
     model = exported("llama")
     decoding = DECODING.model_copy(update={"quantisation": "int8", "context_tokens": 80})
     monkeypatch.setattr(parameters, "quantise_part", scrambled)
-    with pytest.raises(VerificationError, match=r"perplexity in int8 .* Plan with --quantise none"):
+    with pytest.raises(VerificationError, match=r"in int8: a stored weight differs from the check"):
         model.plan(tmp_path, 1, decoding)
+    with pytest.raises(VerificationError, match=r"perplexity in int8 .* Plan with --quantise none"):
+        verify_on_text(model.imported, model.graph(decoding), None, 1)
     model.graphs.pop(decoding, None)  # others are not to find it
     assert list(tmp_path.iterdir()) == []
+
+
+def without_window(*given: Any, sliding_window: int | None = None, **others: Any) -> Any:
+    return ATTEND(*given, sliding_window=None, **others)
+
+
+def with_one_more(*given: Any, sliding_window: int | None = None, **others: Any) -> Any:
+    wider = sliding_window if sliding_window is None else sliding_window + 1
+    return ATTEND(*given, sliding_window=wider, **others)
+
+
+@pytest.mark.parametrize("wrong", [without_window, with_one_more])
+def test_a_wrong_export_is_no_plan_however_it_is_quantised(
+    wrong: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Shards and quantised graph agree, and on random tokens the perplexity is much the same.
+    folder = save_model(tmp_path / "mistral", "mistral", num_hidden_layers=2)
+    monkeypatch.setattr(attention, "_attend", wrong)
+    model = Exported(folder, import_transformers_directory(folder))
+    (tmp_path / "plans").mkdir()
+    for quantisation in ("none", "int8", "int4"):
+        decoding = DECODING.model_copy(update={"quantisation": quantisation})
+        with pytest.raises(VerificationError, match="the logits of its 2 stages differ from the"):
+            model.plan(tmp_path / "plans", 2, decoding)
+    assert list((tmp_path / "plans").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+def test_quantised_stages_compute_what_transformers_does_with_their_weights(
+    kind: str, quantisation: str, tmp_path: Path
+) -> None:
+    decoding = DECODING.model_copy(update={"quantisation": quantisation})
+    plan = exported(kind).plan(tmp_path, 2, decoding)
+    check = plan.verification.quantised
+    assert check is not None
+    assert 0 < check.relative_difference < ROUNDED_TOLERANCE / 1.5 < check.tolerance
+    assert check.reference.startswith("transformers ")
+    assert load_plan(tmp_path / plan.name).verification == plan.verification
+    line = verification_line(plan)
+    assert f"the whole model in {quantisation}, block by block; with activations rounded" in line
+    assert f"against {check.reference} with the same rounded weights" in line
+
+
+def test_logits_may_differ_by_a_part_of_their_spread(tmp_path: Path) -> None:
+    plan = exported("llama").plan(tmp_path)
+    theirs = np.random.default_rng(0).standard_normal((2, 300))
+    noise = np.random.default_rng(1).standard_normal((2, 300))
+    noise *= theirs.std(-1, keepdims=True) / noise.std(-1, keepdims=True)
+
+    def judged(ours: np.ndarray) -> QuantisedVerification:
+        return judge_rounded(plan, [{0: theirs, 7: ours}], [{0: theirs, 7: theirs}], "reference")
+
+    assert judged(theirs + 0.24 * noise).relative_difference == pytest.approx(0.24)
+    with pytest.raises(
+        VerificationError, match=r"by 0\.26 of their spread, expected at most 0\.25,"
+    ):
+        judged(theirs + 0.26 * noise)
+    with pytest.raises(VerificationError, match="by nan of their spread"):
+        judged(np.full_like(theirs, np.nan))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("inputs", [32, 96, 100])
+def test_the_references_weights_are_what_the_blocks_stand_for(
+    bits: Bits, inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounded, "PIECE_ELEMENTS", 5 * inputs)  # 48 outputs in ten pieces
+    matrix = np.random.default_rng(bits).standard_normal((inputs, 48)).astype(np.float32)
+    matrix[:, 3] = 0.0
+    values, _ = dequantised(matrix, bits)
+    packed, scales = (quantise_part(matrix, bits, part) for part in (QUANTISED, SCALES))
+    found = matrix.copy()
+    round_weights("w", found.T, packed, scales, bits)
+    np.testing.assert_array_equal(found, values)
+    for broken in (-scales, 2 * scales, np.roll(scales, 1)):
+        with pytest.raises(VerificationError, match="w: a stored weight differs from the checkp"):
+            round_weights("w", matrix.copy().T, packed, broken, bits)
 
 
 @pytest.mark.parametrize("after", [250.0, 40.0, float("nan"), float("inf")])
