@@ -51,8 +51,11 @@ ALLOWED = {
     "prometheus_client": ["client/records/"],
     "pickle": [],
     "socket": ["broker/", "client/dashboard/serve.py", "client/serving/serve.py"],
-    "starlette": ["client/dashboard/", "client/serving/", "shardline/commands/dashboard.py"],
-    "uvicorn": ["client/dashboard/", "client/serving/", "shardline/commands/dashboard.py"],
+    "starlette": [
+        *("client/dashboard/", "client/serving/", "client/http_server.py"),
+        "shardline/commands/dashboard.py",
+    ],
+    "uvicorn": ["client/http_server.py", "shardline/commands/dashboard.py"],
     "openai": [],
     "sklearn": [],
     "hypothesis": [],

@@ -3,6 +3,7 @@
 A mutator takes an input and a random generator; the same generator gives the same input again.
 """
 
+import copy
 import hashlib
 import json
 import struct
@@ -121,7 +122,7 @@ def _edit(holder: Any, key: Any, dice: Random) -> None:
         at = dice.randrange(len(text) + 1)
         holder[key] = text[:at] + str(dice.choice(NASTY))[:200] + text[at:]
     else:
-        holder[key] = dice.choice(NASTY)
+        holder[key] = copy.deepcopy(dice.choice(NASTY))  # a later edit may be one of it
 
 
 def _dumps(value: Any) -> bytes:

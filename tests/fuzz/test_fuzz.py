@@ -14,7 +14,7 @@ from contract.plan import parse_plan
 from shards.external_data import check_external_data
 from tests.fuzz import targets
 from tests.fuzz.corpus import CORPUS, built
-from tests.fuzz.mutators import MUTATORS, bytes_of
+from tests.fuzz.mutators import MUTATORS, NASTY, bytes_of, json_of
 from tests.fuzz.targets import TARGETS, HarmError, run_measured
 
 EXAMPLES = 300
@@ -76,6 +76,14 @@ def test_the_same_seed_gives_the_same_input() -> None:
         first, second = (mutate(CORPUS[name]()[0], Random(7)) for _ in range(2))
         assert first == second
     assert bytes_of(b"abc", Random(3)) == bytes_of(b"abc", Random(3))
+
+
+def test_a_mutator_leaves_the_values_that_it_puts_in_as_they_are() -> None:
+    """Else one example changes the next, until a document holds itself."""
+    before = repr(NASTY)
+    for seed in range(2000):
+        json_of({"a": [1, {"b": "c"}], "d": {"e": []}}, Random(seed))
+    assert repr(NASTY) == before
 
 
 def test_a_target_that_takes_too_much_memory_is_noticed() -> None:
