@@ -21,6 +21,7 @@ from planner.language.facts import (
     check_ropes,
     facts_of,
 )
+from planner.language.memory import give_large_blocks_back
 from planner.language.stand_ins import import_transformers
 from planner.progress import Progress, silent
 
@@ -52,6 +53,7 @@ def import_transformers_directory(folder: Path, progress: Progress = silent) -> 
         ModelError: it is not a decoder that can be planned; says what was found.
         WeightsError: the weights are not there, are a pickle, or do not fit the configuration.
     """
+    give_large_blocks_back()  # matrices are read and forgotten, one after another
     document = check_directory(folder)
     checkpoint = open_checkpoint(folder)
     config = _read_config(folder)
