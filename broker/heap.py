@@ -26,11 +26,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 @cache
 def keep_message_memory() -> bool:
     """Do so from now on, for the whole process; whether the C library can (glibc can)."""
+    return set_thresholds(KEPT_BYTES, LARGE_BYTES)
+
+
+def set_thresholds(kept_bytes: int, large_bytes: int) -> bool:
+    """How much free memory a heap keeps at its end, and from which size on a block comes from the
+    system and goes back to it; whether the C library can. Each holds for the whole process, and
+    ends that glibc raises both by itself."""
     if sys.platform != "linux":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    kept = mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
-    return bool(kept and mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES))
+    kept = mallopt(_M_TRIM_THRESHOLD, kept_bytes)
+    return bool(kept and mallopt(_M_MMAP_THRESHOLD, large_bytes))

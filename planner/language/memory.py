@@ -1,17 +1,15 @@
 """How much memory this process has needed at its peak, and how planning keeps that small."""
 
-import ctypes
 import resource
 import sys
-from functools import cache
 from pathlib import Path
+
+from broker.heap import set_thresholds
 
 LARGE_BYTES = 1024 * 1024
 """Freed blocks from here on go back to the system at once: matrices, one after another."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-@cache
 def give_large_blocks_back() -> bool:
     """Do so from now on, for the whole process; whether the C library can (glibc can).
 
@@ -19,14 +17,7 @@ def give_large_blocks_back() -> bool:
     it keeps at the end of a heap to twice that), and so keeps what matrices have left: a model of
     225 MB was planned with 97 to 134 MB more at the peak, as chance had it, and is with 68.
     """
-    if sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    trimmed = mallopt(_M_TRIM_THRESHOLD, LARGE_BYTES)
-    return bool(trimmed and mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES))
+    return set_thresholds(LARGE_BYTES, LARGE_BYTES)
 
 
 def peak_bytes() -> int:
