@@ -238,7 +238,7 @@ def test_another_plan_is_obeyed_while_one_cannot_be_served(site: Site, quick: No
 def pipeline_failed(pipeline: Pipeline) -> bool:
     try:
         pipeline.open()
-    except ShardError:
+    except (ShardError, BrokerUnreachableError):
         return True
     return False
 
