@@ -9,9 +9,9 @@ option.
 import threading
 from unittest import mock
 
-import stage.agent
+import stage.pulse
 from shardline.__main__ import main
 
 if __name__ == "__main__":
-    with mock.patch.object(stage.agent, "METRICS_INTERVAL_S", threading.TIMEOUT_MAX / 4):
+    with mock.patch.object(stage.pulse, "METRICS_INTERVAL_S", threading.TIMEOUT_MAX / 4):
         main()

@@ -7,18 +7,14 @@ others publish metrics, fetch shards and answer what a planner asks.
 
 import logging
 import threading
-import time
-from dataclasses import replace
-from pathlib import Path
 
 from broker.reporter import EventReporter
-from broker.self_test import SelfTest, check_packet_size
+from broker.self_test import SelfTest
 from broker.split import Elsewhere, SplitConnection
 from broker.transport import Callbacks, Connect, ConnectionSettings, Delivery
 from contract import topics
-from contract.errors import BrokerError, BrokerUnreachableError, PlanError, ShardlineError
-from contract.plan import Plan, StageSpec, parse_plan
-from contract.status import EventKind, ShardState
+from contract.errors import BrokerError, BrokerUnreachableError
+from contract.status import EventKind
 from contract.version import SHARDLINE_VERSION
 from shards.cache import ShardCache
 from stage.announcer import Announcer
@@ -28,21 +24,15 @@ from stage.counters import StageCounters
 from stage.crash_marker import CrashMarker
 from stage.engine import engine_class
 from stage.fetcher import Fetcher
-from stage.health import write_heartbeat
 from stage.inbox import Item, NewPlan, Received, StageInbox, Stop
 from stage.link_probe import LinkProber
 from stage.loader import ShardLoader
 from stage.machine import examine
 from stage.measurer import Measurer
-from stage.memory import release_free_memory
-from stage.metrics import DeviceMeter
+from stage.plan_follower import PlanFollower
+from stage.pulse import Pulse
 from stage.runner import StageRunner
 from stage.settings import StageSettings as StageSettings  # who makes an agent makes these
-from stage.work import LoadedStage
-
-METRICS_INTERVAL_S = 1.0
-EDGE_RETRY_S = 5.0
-"""Pause after a plan whose edge brokers do not answer: after a power cut they may start last."""
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +66,6 @@ class StageAgent:
         self._prober: LinkProber | None = None
         self._commands: CommandServer | None = None
         self._reporter: EventReporter | None = None
-        self._unserved: bytes | None = None  # a plan whose edge brokers did not answer
-        self._retry_at = 0.0
 
     def stop(self) -> None:
         """Ask :meth:`run` to finish the batch in hand and return. Safe in a signal handler."""
@@ -120,7 +108,7 @@ class StageAgent:
             if self._stopping.is_set():
                 return  # asked to stop before there was a broker
             raise
-        self._reporter = reporter = EventReporter(cluster, device, self._connection)
+        self._reporter = EventReporter(cluster, device, self._connection)
         marker = settings.cache_folder / f"{device}.computing"
         self._runner = StageRunner(
             device,
@@ -131,12 +119,20 @@ class StageAgent:
             settings.receive_maximum,
             CrashMarker(marker if settings.remember_crashes else None),
         )
-        metrics = threading.Thread(
-            target=self._publish_metrics, args=(reporter,), name="metrics", daemon=True
+        pulse = Pulse(
+            device,
+            cluster,
+            self._connection,
+            self._announcer,
+            self._counters,
+            self._reporter,
+            settings.heartbeat,
+            queue_depth=self._inbox.__len__,
+            caches=lambda: self._runner.cache_usage,
         )
         failure: BrokerError | None = None
         try:
-            self._serve_the_planner()
+            self._follower = self._follow_plans(self._serve_the_planner())
             self._announcer.begin(self._connection)
             # At QoS 0, past the batches that a kept session delivers first: see `_serve`.
             self._connection.subscribe(topics.plan_topic(cluster), qos=0)
@@ -148,7 +144,7 @@ class StageAgent:
                 topics.blob_filter(cluster, device),
             ):
                 self._connection.subscribe(topic_filter)
-            metrics.start()
+            pulse.start()
             self._self_test.run(self._connection.main, cancelled=self._stopping)
             self._serve()
         except BrokerError as error:
@@ -156,14 +152,14 @@ class StageAgent:
             raise
         finally:
             self._stopping.set()
+            pulse.close()
             self._shut_down(failure)
-            if metrics.is_alive():
-                metrics.join(timeout=2 * METRICS_INTERVAL_S)
 
-    def _serve_the_planner(self) -> None:
+    def _serve_the_planner(self) -> Fetcher:
+        """Fetch, measure and answer from now on; the fetcher follows the plans, too."""
         settings, connection = self._settings, self._connection.main
         cluster, device = settings.cluster, settings.device
-        self._fetcher = Fetcher(
+        self._fetcher = fetcher = Fetcher(
             cluster, device, connection, self._cache, self._loader.holds, self._report
         )
         self._measurer = Measurer(
@@ -180,7 +176,7 @@ class StageAgent:
             cluster,
             device,
             connection,
-            self._fetcher,
+            fetcher,
             self._measurer,
             self._prober,
             lambda request_id: examine(
@@ -193,12 +189,26 @@ class StageAgent:
             ),
             self._report,
         )
-        self._fetcher.start()
+        fetcher.start()
         self._commands.start()
-        self._inbox.on_blob, self._inbox.on_own_blob = self._fetcher.on_blob, self._prober.on_blob
+        self._inbox.on_blob, self._inbox.on_own_blob = fetcher.on_blob, self._prober.on_blob
         self._inbox.on_command = self._commands.on_command
         self._inbox.on_clock = ClockServer(cluster, device, connection).answer
         self._inbox.max_input_bytes = self._max_input_bytes
+        return fetcher
+
+    def _follow_plans(self, fetcher: Fetcher) -> PlanFollower:
+        settings = self._settings
+        return PlanFollower(
+            settings.device,
+            settings.cluster,
+            self._connection,
+            self._announcer,
+            self._runner,
+            self._loader,
+            fetcher,
+            self._report,
+        )
 
     def _holds_shard(self) -> bool:
         return self._runner.loaded is not None
@@ -238,12 +248,12 @@ class StageAgent:
 
     def _next(self) -> Item | None:
         """What is to be done next; while a plan could not be served, also that plan again."""
-        if self._unserved is None:
+        retry_in_s = self._follower.retry_in_s()
+        if retry_in_s is None:
             return self._inbox.next()
-        item = self._inbox.next(max(0.0, self._retry_at - time.monotonic()))
-        if item is None:
-            self._obey(self._unserved)
-        return item
+        if not retry_in_s:
+            self._follower.retry()
+        return self._inbox.next(retry_in_s)
 
     def _process(self, received: Received) -> None:
         try:
@@ -258,115 +268,8 @@ class StageAgent:
     def _obey_the_newest_plan(self) -> None:
         payload = self._inbox.take_plan()
         if payload is not None:
-            self._obey(payload)
+            self._follower.follow(payload)
             self._inbox.plan_obeyed()
-
-    def _obey(self, payload: bytes) -> None:
-        """Load, keep or drop the shard, as the plan says for this device."""
-        try:
-            plan = (
-                parse_plan(payload, topics.plan_topic(self._settings.cluster)) if payload else None
-            )
-        except PlanError as error:
-            self._report(EventKind.MESSAGE_REJECTED, str(error))
-            return
-        spec = plan.stage_of(self._settings.device) if plan is not None else None
-        replica = plan.replica_of(self._settings.device) if plan is not None else None
-        prepack = replica is None or replica.prepack
-        problem = self._reach_the_edges(plan, spec)
-        self._unserved = payload if problem else None
-        self._retry_at = time.monotonic() + EDGE_RETRY_S
-        loaded = self._runner.loaded
-        if loaded is not None:
-            if (
-                spec is not None
-                and plan is not None
-                and problem is None
-                and (loaded.plan.plan_id, loaded.spec.stage_index, loaded.prepack)
-                == (plan.plan_id, spec.stage_index, prepack)
-            ):
-                self._runner.load(
-                    replace(
-                        loaded,
-                        plan=plan,
-                        spec=spec,
-                        max_message_bytes=plan.max_message_bytes(),
-                        earlier_feeders=loaded.feeders,
-                    )
-                )
-                return
-            self._runner.load(None)
-            loaded.engine.close()
-            del loaded
-            release_free_memory()
-        if plan is None or spec is None:
-            self._announcer.set_shard(ShardState.IDLE)
-            return
-        if problem is not None:
-            self._fail(plan, spec, problem)
-            return
-        self._announcer.set_shard(ShardState.LOADING, plan, spec)
-        if self._fetcher is not None:
-            self._fetcher.use(frozenset((spec.graph.sha256, spec.weights.sha256)))
-        try:
-            check_packet_size(plan, self._connection.max_packet_bytes)
-            engine = self._loader.load(plan, spec, prepack)
-        except ShardlineError as error:
-            self._fail(plan, spec, str(error))
-            return
-        self._runner.load(LoadedStage(plan, spec, engine, plan.max_message_bytes(), prepack))
-        self._announcer.set_shard(ShardState.READY, plan, spec)
-        self._report(EventKind.SHARD_READY, f"stage {spec.stage_index} of plan {plan.plan_id}")
-
-    def _reach_the_edges(self, plan: Plan | None, spec: StageSpec | None) -> str | None:
-        """Open links to the brokers of this stage's edges; what keeps us from it, if anything.
-
-        A language model's tokens come back to the first stage by the edge of the results.
-        After a failure the links are those of the plan before: whoever still sends by them is told
-        that we are not ready.
-        """
-        addresses: dict[int, str] = {}
-        if plan is not None and spec is not None:
-            edges = {spec.stage_index, spec.stage_index + 1}
-            if plan.decoding is not None and not spec.stage_index:
-                edges.add(plan.num_stages)
-            addresses = plan.edge_addresses(edges)
-        try:
-            self._connection.use(addresses, plan.num_stages if plan is not None else 0)
-        except ShardlineError as error:
-            return str(error)
-        return None
-
-    def _fail(self, plan: Plan, spec: StageSpec, error: str) -> None:
-        self._announcer.set_shard(ShardState.FAILED, plan, spec, error)
-        self._report(EventKind.SHARD_FAILED, error)
-
-    def _publish_metrics(self, reporter: EventReporter) -> None:
-        meter = DeviceMeter(self._settings.device, self._counters)
-        topic = topics.metrics_topic(self._settings.cluster, self._settings.device)
-        last_connected_s = time.monotonic()
-        while not self._stopping.wait(METRICS_INTERVAL_S):
-            status = self._announcer.status
-            connected, now_s = self._connection.main.is_connected, time.monotonic()
-            last_connected_s = now_s if connected else last_connected_s
-            if self._settings.heartbeat is not None:
-                self._beat(self._settings.heartbeat, now_s - last_connected_s, connected)
-            metrics = meter.measure(
-                plan_id=status.plan_id,
-                stage_index=status.stage_index,
-                shard=status.shard,
-                queue_depth=len(self._inbox),
-                reconnects=self._connection.reconnects,
-                caches=self._runner.cache_usage,
-            )
-            self._connection.publish(topic, metrics.model_dump_json().encode(), qos=0)
-            reporter.flush()
-
-    def _beat(self, path: Path, away_s: float, connected: bool) -> None:
-        try:
-            write_heartbeat(path, connected, away_s, self._announcer.status.shard)
-        except OSError as error:
-            log.warning("%s: no heartbeat (%s)", path, error.strerror or error)
 
     def _shut_down(self, failure: BrokerError | None) -> None:
         for server in (self._commands, self._prober, self._measurer, self._fetcher):

@@ -12,7 +12,6 @@ import numpy as np
 
 import contract.activation
 import shards.reader
-import stage.agent
 import stage.loader
 import stage.runner
 from broker.connection import PahoConnection
@@ -22,6 +21,7 @@ from contract.errors import WireFormatError
 from contract.plan import parse_plan
 from contract.status import ShardState
 from stage.agent import StageAgent
+from stage.plan_follower import PlanFollower
 from stage.runner import StageRunner
 from tests.faults.patching import Context, patch
 
@@ -196,24 +196,24 @@ def deaf(context: Context, seconds: str) -> None:
     until: list[float] = []
     held: list[bytes] = []
 
-    def obey(original: Any, agent: StageAgent, payload: bytes) -> None:
+    def follow(original: Any, follower: PlanFollower, payload: bytes) -> None:
         plan = parse_plan(payload, "plan") if payload else None
         if plan is None or not first or plan.plan_id == first[0]:
             first[:] = [plan.plan_id] if plan is not None else []
-            original(agent, payload)
+            original(follower, payload)
             return
         held[:] = [payload]
         until[:] = [time.monotonic() + float(seconds)]
-        agent._announcer.set_shard(ShardState.READY, plan, plan.stage_of(context.name))
+        follower._announcer.set_shard(ShardState.READY, plan, plan.stage_of(context.name))
 
     def process(original: Any, agent: StageAgent, received: Any) -> None:
         original(agent, received)
         if held and time.monotonic() > until[0]:
             payload = held.pop()
             first.clear()
-            agent._obey(payload)
+            agent._follower.follow(payload)
 
-    context.wrap(StageAgent, "_obey", obey)
+    context.wrap(PlanFollower, "follow", follow)
     context.wrap(StageAgent, "_process", process)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import broker.split
-import stage.agent
+import stage.plan_follower
 from broker.embedded import EmbeddedBroker
 from broker.transport import Connect
 from tests.conftest import StartStage
@@ -34,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     Brokers that are there answer within this too, on a machine that runs four tests at a time.
     """
     monkeypatch.setattr(broker.split, "LINK_TIMEOUT_S", 2.5)
-    monkeypatch.setattr(stage.agent, "EDGE_RETRY_S", 0.2)
+    monkeypatch.setattr(stage.plan_follower, "EDGE_RETRY_S", 0.2)
 
 
 @pytest.fixture

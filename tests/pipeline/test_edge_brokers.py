@@ -6,8 +6,12 @@ from typing import NamedTuple
 
 import pytest
 
+import broker.split
+import stage.inbox
+import stage.plan_follower
 from broker.embedded import EmbeddedBroker
 from broker.memory import MemoryBroker
+from broker.split import SplitConnection
 from broker.transport import BrokerAddress
 from client.pipeline import Pipeline
 from client.settings import ClientSettings
@@ -215,6 +219,32 @@ def test_a_running_stage_whose_new_broker_is_not_there_says_so(site: Site, quick
     with site.client() as pipeline:
         pipeline.open()
         Run(pipeline, make_batches(10)).go().keeps_the_promise()
+
+
+def test_between_two_tries_a_device_pauses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it looks up from its queue meanwhile: each try holds everything else up."""
+    pause_s, ends = 0.5, list[float]()
+    pauses = list[float]()
+
+    def use(connection: SplitConnection, addresses: dict[int, str], num_stages: int) -> bool:
+        if addresses and ends:
+            pauses.append(time.monotonic() - ends[-1])
+        try:
+            return original(connection, addresses, num_stages)
+        finally:
+            if addresses:
+                ends.append(time.monotonic())
+
+    original = SplitConnection.use
+    monkeypatch.setattr(SplitConnection, "use", use)
+    monkeypatch.setattr(broker.split, "LINK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(stage.plan_follower, "EDGE_RETRY_S", pause_s)
+    monkeypatch.setattr(stage.inbox, "LONGEST_WAIT_S", 0.02)
+    site.devices = site.devices[:1]  # the others would try as well
+    site.start()
+    site.publish(site.split(e1=f"127.0.0.1:{free_port()}"))
+    eventually(lambda: len(pauses) >= 3, "it tries again and again")
+    assert min(pauses) >= pause_s
 
 
 def test_another_plan_is_obeyed_while_one_cannot_be_served(site: Site, quick: None) -> None:
