@@ -15,142 +15,31 @@ from pydantic import Field, ValidationError, model_validator
 
 from contract.codec import Codec as Codec  # it is a word of the plan
 from contract.codec import encoded_bytes
-from contract.decoder import (
-    IDS_SPEC,
-    RESULT_SPECS,
-    SAMPLING_SPEC,
-    CacheSpec,
-    Decoding,
-    QuantisedVerification,
-)
+from contract.decoder import IDS_SPEC, RESULT_SPECS, SAMPLING_SPEC, Decoding
 from contract.decoder import TokenInput as TokenInput  # a word of the plan
 from contract.errors import PlanError
-from contract.frozen import Count, FrozenModel, explain
+from contract.frozen import FrozenModel, explain
+from contract.model_info import ImageInput as ImageInput  # words of the plan
+from contract.model_info import ModelInfo as ModelInfo
+from contract.model_info import TensorInput as TensorInput
 from contract.placement import MAX_STAGES, map_topics
 from contract.placement import EdgeBroker as EdgeBroker  # words of the plan
 from contract.placement import Placement as Placement
 from contract.placement import Replica as Replica
 from contract.placement import StageTopics as StageTopics
 from contract.prediction import Measurement, Prediction, SegmentCosts, Verdict
-from contract.tensor_spec import MAX_TENSORS, TensorSpec
+from contract.stage_spec import ShardFile as ShardFile  # words of the plan
+from contract.stage_spec import StageSpec as StageSpec
+from contract.tensor_spec import TensorSpec
+from contract.verification import CodecVerification as CodecVerification  # words of the plan
+from contract.verification import Verification as Verification
 
 FORMAT_VERSION: Literal[2] = 2
 PLAN_FILE = "plan.json"
 MAX_PLAN_BYTES = 4 * 1024 * 1024
 MAX_BATCH_SIZE = 4096
-MAX_IMAGE_SIDE = 8192
 MAX_MESSAGE_BYTES = 268_435_455
 """What MQTT itself can carry (MQTT 5.0, section 1.5.5): a plan with larger messages cannot run."""
-
-
-class ImageInput(FrozenModel):
-    """How a client turns a picture into the uint8 tensor that stage 0 takes.
-
-    The picture is resized so that its shorter side is ``resize`` pixels, then the central
-    ``height`` x ``width`` pixels are taken. ``mean`` and ``std`` (of values scaled to 0..1) are
-    part of stage 0's graph and stand here for the record.
-    """
-
-    kind: Literal["image"] = "image"
-    channels: Literal[1, 3]
-    height: int = Field(gt=0, le=MAX_IMAGE_SIDE)
-    width: int = Field(gt=0, le=MAX_IMAGE_SIDE)
-    resize: int = Field(gt=0, le=MAX_IMAGE_SIDE)
-    interpolation: Literal["nearest", "bilinear", "bicubic"]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-class TensorInput(FrozenModel):
-    """The model takes its tensor as it is; only `.npy` files and `dummy:N` can feed it."""
-
-    kind: Literal["tensor"] = "tensor"
-
-
-class ModelInfo(FrozenModel):
-    """Which model was cut. ``digest`` is the sha256 of the canonical graph with its weights."""
-
-    name: str
-    weights: str
-    digest: str
-    input: ImageInput | TensorInput | TokenInput = Field(discriminator="kind")
-    labels: tuple[str, ...] = ()
-    labels_mean_something: bool = True
-
-
-class ShardFile(FrozenModel):
-    """One file of a shard."""
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size_bytes: Count
-
-
-class StageSpec(FrozenModel):
-    """One stage: a half-open range of segments, its files, and the tensors at both ends.
-
-    ``codec`` is how its outputs travel. It is part of the computation: it may change the answer.
-    """
-
-    stage_index: int = Field(ge=0, lt=MAX_STAGES)
-    first_segment: Count
-    end_segment: int = Field(gt=0)
-    inputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=MAX_TENSORS)
-    outputs: tuple[TensorSpec, ...] = Field(min_length=1, max_length=MAX_TENSORS)
-    codec: Codec = "float32"
-    graph: ShardFile
-    weights: ShardFile
-    weight_bytes: Count
-    flops_per_image: Count
-    predicted_ms_per_batch: float | None = Field(default=None, ge=0)
-    cache: CacheSpec | None = None
-
-    @property
-    def folder(self) -> str:
-        """Name of the stage's folder beside ``plan.json``."""
-        return f"stage-{self.stage_index}"
-
-    @property
-    def input_bytes_per_image(self) -> int:
-        """Bytes of activations taken for one image, after any codec."""
-        return sum(spec.bytes_per_image for spec in self.inputs)
-
-    @property
-    def output_bytes_per_image(self) -> int:
-        """Bytes of activations sent for one image, as the codec makes them."""
-        return encoded_bytes(self.codec, self.outputs, 1)
-
-
-class CodecVerification(FrozenModel):
-    """What lossy codecs cost, measured at build time: with them against without, stage by stage.
-
-    ``accuracy_drop_points`` is the loss of accuracy on the ``labelled`` images; without labels, the
-    points by which ``top1_agreement`` is below 100.
-    """
-
-    images: int
-    labelled: int
-    top1_agreement: float
-    accuracy_drop_points: float
-    max_abs_difference: float
-
-
-class Verification(FrozenModel):
-    """The comparison at build time: the sharded model against the whole one, codecs left out.
-
-    ``quantised``: where weights are, the whole one is so as well, and this says how far both are
-    from the model's own code.
-    """
-
-    reference: str
-    images: int
-    tolerance: float
-    max_abs_difference: float
-    max_abs_reference: float
-    spread_between_images: float
-    top1_agreement: float
-    conclusive: bool
-    codecs: CodecVerification | None = None
-    quantised: QuantisedVerification | None = None
 
 
 class Plan(FrozenModel):
