@@ -219,7 +219,7 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(site: Site) -> None:
 def test_a_dead_batch_is_sent_again_when_it_was_redriven(site: Site) -> None:
     site.behave = lambda fake, a: None if a.header.batch_id.seq == 3 else fake.answer(a)
     batches = make_batches(8)
-    ends, _ = site.go_on(batches, batch_timeout_s=0.4)
+    ends, _ = site.go_on(batches, batch_timeout_s=1.5)
     [dead] = [end for end in ends if isinstance(end, DeadBatch)]
     assert (dead.batch_id.seq, dead.reason) == (3, DeathReason.TIMEOUT)
     assert redrive(site.path) == {3: 8}
@@ -237,12 +237,12 @@ def test_the_user_s_time_for_a_batch_stands_still_while_nothing_can_be_delivered
     def go_away_once(fake: FakeDevice, activation: Activation) -> None:
         if len(fake.seen) == 3:
             fake.announce(DeviceState.OFFLINE)
-            threading.Timer(2.5, fake.announce, [DeviceState.ONLINE]).start()
+            threading.Timer(3.0, fake.announce, [DeviceState.ONLINE]).start()
         else:
             fake.answer(activation)
 
     site.behave = go_away_once
-    ends, _ = site.go_on(make_batches(6), batch_timeout_s=1.0, window=2)
+    ends, _ = site.go_on(make_batches(6), batch_timeout_s=1.5, window=2)
     assert [type(end) for end in ends] == [BatchResult] * 6
 
 

@@ -295,7 +295,7 @@ def test_a_batch_without_a_result_in_the_user_s_time_is_dead_and_the_others_are_
         if activation.header.batch_id.seq != 3:
             fake.answer(activation)
 
-    pipeline, _fake = site.open(behave, batch_timeout_s=1.0)
+    pipeline, _fake = site.open(behave, batch_timeout_s=2.0)
     run = Run(pipeline, make_batches(10)).go()
     run.keeps_the_promise(dead=1)
     assert run.dead[0].reason is DeathReason.TIMEOUT
@@ -313,7 +313,7 @@ def test_the_result_of_a_batch_that_was_given_up_is_not_counted(site: Site) -> N
             fake.answer(held[0])
         fake.answer(activation)
 
-    pipeline, _fake = site.open(behave, batch_timeout_s=0.5, window=1)
+    pipeline, _fake = site.open(behave, batch_timeout_s=2.0, window=1)
     run = Run(pipeline, make_batches(10)).go()
     run.keeps_the_promise(dead=1)
     assert pipeline.counts().duplicates_dropped == 1
