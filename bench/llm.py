@@ -6,8 +6,10 @@ Random weights of GPT-2's shape, greedy, one thread a process. Stage k is pinned
 every process that decodes alone to the first; broker and client share both. All go on behind the
 same prompts, whose own computing is not counted, and write the same tokens, which is looked at:
 every row in every turn. The sides take turns; each ratio is taken within one round. Four sequences
-go through the pipeline once as two batches of two rows and once as four of one; the process that
-they are held against decodes the four as one batch.
+go through the pipeline as one batch, as two batches of two rows and as four of one; the process
+that they are held against decodes the four as one batch. What two batches could reach at best on
+this machine is measured, too: both stages at once, two rows each, each with its processor and
+nothing between them. There they share the memory's bandwidth and nothing else.
 
 What a hop costs is what a token takes beside the stages' own computing (by the traces), divided by
 the hops: as many as stages, since the last one's token goes back to the first. That computing has a
@@ -15,13 +17,13 @@ row of its own: a pipeline whose hops cost nothing would be as fast.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.llm_models import SEQUENCES, SHAPES, Ids, TextPlans, prepare_text, prompt_ids
+from bench.llm_models import SEQUENCES, SHAPES, TextPlans, prepare_text, prompt_ids
+from bench.llm_passes import decode
 from bench.llm_texts import Rows, Texts, others
 from bench.llm_workers import Decoded, TextWorker
 from bench.pinned_pipeline import PinnedPipeline
@@ -29,22 +31,30 @@ from bench.processes import confine_to_two_cpus
 from bench.results import PLANS, Recorder, numbers, parser
 from bench.rounds import Spread, ratio_spread, spread, take_turns
 from bench.tables import Row, figures, ratio, text
-from client.batch import DeadBatch, Tokens
 from client.generation.pipeline import TokenPipeline
-from client.generation.request import batch_of, make_request
 from client.settings import ClientSettings
-from contract.decoder import Sampling
+from contract.plan import Plan
 
 WARM_UP_TOKENS = 4
-ONE, FOUR, INT4 = "one process", "one process, 4 as a batch", "one process, int4"
+ONE, FOUR = "one process", "one process, 4 as a batch"
+INT4, INT4_FOUR = "one process, int4", "one process, int4, 4 as a batch"
 TRANSFORMERS, PIPELINE = "transformers", "2 stages"
+WORKERS = (ONE, FOUR, INT4, INT4_FOUR, TRANSFORMERS)
 PAIRS, SINGLES = "2 stages, 2 batches of 2", "2 stages, 4 batches of 1"
+TOGETHER = "2 stages, 1 batch of 4"
+INT4_PAIRS = "2 stages, int4, 2 batches of 2"
+INT4_SIDES = (INT4, INT4_FOUR, INT4_PAIRS)
 COMPUTING = "2 stages, their computing alone"
+LIMIT = "both stages at once, nothing between"
+BEST = ">= 1.5, the best one"
 COMPARISONS = (
     (PIPELINE, ONE, ">= 0.9"),
     (COMPUTING, ONE, None),
-    (PAIRS, FOUR, ">= 1.5, the better one"),
-    (SINGLES, FOUR, ">= 1.5, the better one"),
+    (TOGETHER, FOUR, BEST),
+    (PAIRS, FOUR, BEST),
+    (SINGLES, FOUR, BEST),
+    (LIMIT, FOUR, None),
+    (INT4_PAIRS, INT4_FOUR, None),
     (INT4, ONE, ">= 2"),
     (ONE, TRANSFORMERS, None),
 )
@@ -56,58 +66,6 @@ COLUMNS = (
     ratio("ms a hop", "hop_ms"),
     text("aim", "aim"),
 )
-
-
-class Passed(NamedTuple):
-    """What came through a pipeline. ``compute_ms``: of all stages together, for a message."""
-
-    ms_per_token: float
-    compute_ms: float
-    tokens: Rows
-
-
-def decode(pipeline: TokenPipeline, prompts: Sequence[Ids], tokens: int) -> Passed:
-    """Let every one of ``prompts``, (rows, tokens) each, go on as a batch by so many tokens.
-
-    Counted is from when all of them have their first token until the first one has its last: as
-    long as all are in flight.
-
-    Raises:
-        RuntimeError: a batch was given up.
-    """
-    plan = pipeline.plan
-    batches = [
-        batch_of(
-            [make_request(row.tolist(), Sampling(), tokens + 1, plan) for row in ids],
-            [f"{number}-{row}" for row in range(len(ids))],
-        )
-        for number, ids in enumerate(prompts)
-    ]
-    found: dict[str, list[int]] = {name: [] for batch in batches for name in batch.names}
-    computed: list[float] = []
-    begun = last = 0.0
-    counted, is_over = 0, False
-    for event in pipeline.generate(batches):
-        if isinstance(event, DeadBatch):
-            raise RuntimeError(f"a batch was given up: {event.detail}")
-        if not isinstance(event, Tokens):
-            continue
-        now = time.perf_counter()
-        for name, token in zip(event.batch.names, event.token_ids, strict=True):
-            assert token is not None
-            found[name].append(token)
-        if is_over:
-            continue
-        last = now
-        if begun:
-            counted += len(event.token_ids)
-            is_over = len(found[event.batch.names[0]]) > tokens
-            computed.append(sum(hop.finished_us - hop.started_us for hop in event.hops) / 1e3)
-        elif all(found.values()):
-            begun = last
-    return Passed(
-        (last - begun) / counted * 1e3, statistics.mean(computed), [*map(list, found.values())]
-    )
 
 
 class Sides:
@@ -123,24 +81,28 @@ class Sides:
     def __enter__(self) -> "Sides":
         try:
             plans, alone = self._plans, self._cpus[0]
-            site = self._stack.enter_context(
-                PinnedPipeline(plans.pipeline, plans.folder, self._cpus)
-            )
-            self._pipeline = self._stack.enter_context(
-                TokenPipeline(ClientSettings("bench"), site.connect)
-            )
-            self._pipeline.open()
-            whole, int4 = plans.folder / plans.whole.name, plans.folder / plans.int4.name
+            self._pipelines = {
+                plan.name: self._open(plan) for plan in (plans.pipeline, plans.pipeline_int4)
+            }
+            whole, int4 = plans.folder / plans.whole.name, plans.folder / plans.whole_int4.name
             commands = {
                 ONE: ("shard", whole, 1),
                 FOUR: ("shard", whole, SEQUENCES),
                 INT4: ("shard", int4, 1),
+                INT4_FOUR: ("shard", int4, SEQUENCES),
                 TRANSFORMERS: ("transformers", plans.model, 1),
             }
             self._workers = {
                 name: self._stack.enter_context(TextWorker(*command, alone))
                 for name, command in commands.items()
             }
+            in_two = plans.folder / plans.pipeline.name
+            self._stages = [
+                self._stack.enter_context(
+                    TextWorker(f"stage-{index}", in_two, SEQUENCES // 2, self._cpus[index])
+                )
+                for index in range(2)
+            ]
         except BaseException:
             self._stack.close()
             raise
@@ -148,6 +110,14 @@ class Sides:
 
     def __exit__(self, *_exception: object) -> None:
         self._stack.close()
+
+    def _open(self, plan: Plan) -> TokenPipeline:
+        """Its stages with a broker of their own, and a client."""
+        site = self._stack.enter_context(PinnedPipeline(plan, self._plans.folder, self._cpus))
+        pipeline = TokenPipeline(ClientSettings("bench"), site.connect)
+        self._stack.enter_context(pipeline)
+        pipeline.open()
+        return pipeline
 
     def worker(self, name: str, context: int) -> Callable[[], float]:
         """One of the processes that decode alone."""
@@ -161,16 +131,31 @@ class Sides:
 
         return measure
 
+    def both_at_once(self, context: int) -> Callable[[], float]:
+        """Each stage with half of the sequences: a token of a batch takes as long as the slower."""
+
+        def measure() -> float:
+            for tokens in (WARM_UP_TOKENS, self._tokens):
+                for stage in self._stages:
+                    stage.begin(context, tokens)
+                done = [stage.finish() for stage in self._stages]
+            return max(one.ms_per_token for one in done)
+
+        return measure
+
     def _wrote(self, name: str, context: int, rows: Rows) -> None:
         self.texts.setdefault((name, context), []).append(rows)
 
-    def pipeline(self, name: str, batches: int, rows: int, context: int) -> Callable[[], float]:
-        """The pipeline with so many batches of so many sequences."""
+    def pipeline(
+        self, name: str, batches: int, rows: int, context: int, plan: Plan | None = None
+    ) -> Callable[[], float]:
+        """A pipeline, of float32 unless told, with so many batches of so many sequences."""
+        running = self._pipelines[(plan or self._plans.pipeline).name]
         ids = prompt_ids(batches * rows, context, self._plans.vocabulary)
         prompts = [ids[at : at + rows] for at in range(0, len(ids), rows)]
 
         def measure() -> float:
-            done = decode(self._pipeline, prompts, self._tokens)
+            done = decode(running, prompts, self._tokens)
             self._wrote(name, context, done.tokens)
             if len(ids) == 1:
                 beside = done.ms_per_token - done.compute_ms
@@ -197,10 +182,13 @@ def measure(plans: TextPlans, contexts: Sequence[int], tokens: int, rounds: int)
     cpus = confine_to_two_cpus()
     with Sides(plans, tokens, cpus) as sides:
         calls = {
-            **{name: sides.worker(name, short) for name in (ONE, FOUR, INT4, TRANSFORMERS)},
+            **{name: sides.worker(name, short) for name in WORKERS},
             PIPELINE: sides.pipeline(PIPELINE, 1, 1, short),
+            TOGETHER: sides.pipeline(TOGETHER, 1, 4, short),
             PAIRS: sides.pipeline(PAIRS, 2, 2, short),
             SINGLES: sides.pipeline(SINGLES, 4, 1, short),
+            LIMIT: sides.both_at_once(short),
+            INT4_PAIRS: sides.pipeline(INT4_PAIRS, 2, 2, short, plans.pipeline_int4),
         }
         for warm_up in calls.values():
             warm_up()
@@ -275,7 +263,9 @@ def main() -> None:
     )
     for row in rows_of(found, chosen.contexts):
         recorder.add(row)
-    for text_ in others(found.texts, ONE, FOUR, left_out=(INT4,)):
+    int4 = {key: turns for key, turns in found.texts.items() if key[0] in INT4_SIDES}
+    unlike = others(found.texts, ONE, FOUR, left_out=INT4_SIDES) + others(int4, INT4, INT4_FOUR)
+    for text_ in unlike:
         recorder.note(f"Another text than one process's: {text_} (random weights have near ties).")
     recorder.finish()
 

@@ -36,7 +36,8 @@ CHUNK_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class TextPlans:
-    """One model: in two stages, whole, and whole in int4; ``model`` is its transformers directory.
+    """One model: in two stages and whole, both in float32 and in int4; ``model`` is its
+    transformers directory.
 
     All plans lie in ``folder``, under their names.
     """
@@ -45,7 +46,8 @@ class TextPlans:
     folder: Path
     pipeline: Plan
     whole: Plan
-    int4: Plan
+    pipeline_int4: Plan
+    whole_int4: Plan
 
     @property
     def vocabulary(self) -> int:
@@ -65,7 +67,8 @@ def prepare_text(shape: str, folder: Path) -> TextPlans:
         folder=folder,
         pipeline=_plan(imported, f"{shape}-2", folder, 2, "none"),
         whole=_plan(imported, f"{shape}-1", folder, 1, "none"),
-        int4=_plan(imported, f"{shape}-1-int4", folder, 1, "int4"),
+        pipeline_int4=_plan(imported, f"{shape}-2-int4", folder, 2, "int4"),
+        whole_int4=_plan(imported, f"{shape}-1-int4", folder, 1, "int4"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Processes that decode a whole language model without a broker: what a pipeline is held against.
+"""Processes that decode a language model without a broker: what a pipeline is held against.
 
 A worker says `warm` when it is. Each line of its input is a JSON object, ``context`` and
 ``tokens``: it goes on with a prompt of so many tokens, greedily, by so many more, and answers with
@@ -32,7 +32,8 @@ class TextWorker(LineProcess):
     """A worker with ``rows`` sequences in one batch, held to one processor."""
 
     def __init__(self, kind: str, folder: Path, rows: int, cpu: int | None) -> None:
-        """``kind``: «shard», of a plan's folder with one stage, or «transformers», of a model's."""
+        """``kind``: «shard», of a plan's folder with one stage; «stage-K», of one with more, whose
+        tokens mean nothing; or «transformers», of a model's."""
         super().__init__(["bench.llm_workers", kind, str(folder), str(rows)], cpu)
         try:
             self.hear()
@@ -45,12 +46,20 @@ class TextWorker(LineProcess):
 
     def decode(self, context: int, tokens: int) -> Decoded:
         """Go on behind ``context`` tokens by so many."""
+        self.begin(context, tokens)
+        return self.finish()
+
+    def begin(self, context: int, tokens: int) -> None:
+        """The same, without waiting for it."""
         self.tell(json.dumps({"context": context, "tokens": tokens}))
+
+    def finish(self) -> Decoded:
+        """Wait for what was begun."""
         return Decoded(**json.loads(self.hear()))
 
 
 class Decoder(Protocol):
-    """One of the two kinds."""
+    """One of the kinds."""
 
     vocabulary: int
 
@@ -89,6 +98,42 @@ class ShardDecoder:
         (logits,) = self._engine.step(self._block, {self._given: ids}, position).values()
         best: Ids = logits.argmax(-1)[:, None]
         return best
+
+
+class StageDecoder:
+    """One stage of a plan that has more, one thread: as long as its steps take, and no text.
+
+    It gets what it would get in a pipeline, but for the values.
+    """
+
+    def __init__(self, folder: Path, index: int, rows: int) -> None:
+        plan = load_plan(folder)
+        spec = plan.stages[index]
+        assert spec.cache is not None
+        assert plan.decoding is not None
+        shard = read_shard(folder / spec.folder, plan, index)
+        self._engine = load_decoder("onnxruntime", shard, spec.cache, plan.decoding, threads=1)
+        self._block = self._engine.allocate(rows)
+        self._chunk = plan.decoding.chunk_tokens
+        self._given = spec.inputs[0]
+        self.vocabulary = plan.model.input.vocabulary_size  # type: ignore[union-attr]
+
+    def fill(self, ids: Ids) -> Ids:
+        """See :class:`Decoder`; the last ids stand for the next."""
+        for begin in range(0, ids.shape[1], self._chunk):
+            self._run(ids[:, begin : begin + self._chunk], begin)
+        return ids[:, -1:]
+
+    def step(self, ids: Ids, position: int) -> Ids:
+        """See :class:`Decoder`; the same ids again."""
+        self._run(ids, position)
+        return ids
+
+    def _run(self, ids: Ids, position: int) -> None:
+        inner = self._given.shape[2:]  # of a hidden state; token ids have none
+        sizes = (*ids.shape, *(int(size) for size in inner))
+        given = np.zeros(sizes, self._given.dtype) if inner else ids
+        self._engine.step(self._block, {self._given.name: given}, position)
 
 
 class TransformersDecoder:
@@ -153,11 +198,14 @@ def _serve(make: Callable[[], Decoder], rows: int) -> None:
         print(json.dumps(go_on(decoder, first, context, wanted["tokens"])._asdict()), flush=True)
 
 
+def _decoder(kind: str, folder: Path, rows: int) -> Decoder:
+    if kind == "transformers":
+        return TransformersDecoder(folder)
+    if kind == "shard":
+        return ShardDecoder(folder, rows)
+    return StageDecoder(folder, int(kind.removeprefix("stage-")), rows)
+
+
 if __name__ == "__main__":
     _kind, _folder, _rows = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    _serve(
-        (lambda: ShardDecoder(_folder, _rows))
-        if _kind == "shard"
-        else (lambda: TransformersDecoder(_folder)),
-        _rows,
-    )
+    _serve(lambda: _decoder(_kind, _folder, _rows), _rows)

@@ -175,6 +175,9 @@ def test_planning_a_fleet(command: Command, monkeypatch: pytest.MonkeyPatch) -> 
     assert row["stages"] >= 1
 
 
+LIMITED = ("both stages at once, nothing between", "2 stages, 2 batches of 2")
+
+
 def test_tokens_of_a_pipeline_of_one_process_and_of_transformers(
     command: Command, plans: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,8 +194,11 @@ def test_tokens_of_a_pipeline_of_one_process_and_of_transformers(
     assert [(row["what"], row["against"]) for row in compared] == [
         ("2 stages", "one process"),
         ("2 stages, their computing alone", "one process"),
+        ("2 stages, 1 batch of 4", "one process, 4 as a batch"),
         ("2 stages, 2 batches of 2", "one process, 4 as a batch"),
         ("2 stages, 4 batches of 1", "one process, 4 as a batch"),
+        ("both stages at once, nothing between", "one process, 4 as a batch"),
+        ("2 stages, int4, 2 batches of 2", "one process, int4, 4 as a batch"),
         ("one process, int4", "one process"),
         ("one process", "transformers"),
         ("2 stages, behind 40 tokens", "behind 8"),
@@ -202,8 +208,10 @@ def test_tokens_of_a_pipeline_of_one_process_and_of_transformers(
     assert hop["hop_ms"]["min"] > 0
     whole_token, computing = (row["ms"][0] for row in compared[:2])
     assert computing < whole_token, "a token takes its hops besides"
-    assert document.notes == [], "all sides of float32 write the same"
-    for name in (bench.llm.FOUR, bench.llm.PAIRS, bench.llm.SINGLES):
+    limit, pairs = (next(r["ms"][0] for r in compared if r["what"] == what) for what in LIMITED)
+    assert limit < pairs, "what passes a broker takes longer"
+    assert document.notes == [], "all sides of one kind of weights write the same"
+    for name in (bench.llm.FOUR, bench.llm.TOGETHER, bench.llm.PAIRS, bench.llm.SINGLES):
         turns = looked_at[f"{name}, 8"]
         assert len(turns) == 3, "to warm up, and in each round"
         assert [[len(row) for row in rows] for rows in turns] == [[7] * 4] * 3

@@ -183,13 +183,13 @@ PUBLISHED = (
     ),
     Sentence(
         BENCH,
-        "Of the # ms that a token takes longer, the two hops are #. The larger part is that the "
-        "stages compute longer: # ms together (# less the hops) against one process's #. So",
+        "Of the # ms that a token takes longer, the two hops are #; the stages compute for # ms "
+        "together (# less the hops) against one process's #. So",
         lambda: of_two_stages(1, "longer", "hops", "computing", "ours", "alone"),
     ),
     Sentence(
         BENCH,
-        "hops of 1 ms would bring it to #, and hops that cost nothing to #. Why",
+        "hops of 1 ms would bring it to #, and hops that cost nothing to #. Bare",
         lambda: of_two_stages(2, "with hops of 1 ms", "with hops of nothing"),
     ),
     Sentence(
@@ -199,14 +199,29 @@ PUBLISHED = (
     ),
     Sentence(
         BENCH,
-        "Four texts reach # and not 1.5: a step of four rows takes one process # ms where one row "
-        "takes #, so",
-        lambda: [speed("2 stages, 2 batches of 2"), *(f"{ms:.0f}" for ms in steps())],
+        "Four texts reach # as one batch, # as two of two, and not 1.5",
+        lambda: [speed("2 stages, 1 batch of 4"), speed("2 stages, 2 batches of 2")],
+    ),
+    Sentence(
+        BENCH,
+        "two rows each and nothing between them, reach #, since",
+        lambda: [speed("both stages at once, nothing between")],
+    ),
+    Sentence(
+        BENCH,
+        "a step of four rows takes one process # ms where one row takes #, so two batches of two "
+        "over two stages could gain # over # at most, #. What",
+        lambda: [*(f"{ms:.0f}" for ms in steps() * 2), f"{steps()[0] / steps()[1]:.1f}"],
     ),
     Sentence(
         BENCH,
         "one process is # times as fast with it",
         lambda: [speed("one process, int4", 1)],
+    ),
+    Sentence(
+        BENCH,
+        "two batches of two reach # of one process that has all four",
+        lambda: [speed("2 stages, int4, 2 batches of 2")],
     ),
     Sentence(
         BENCH,
