@@ -100,7 +100,10 @@ def make_app(engine: Engine, key: Token | None = None) -> Starlette:
 def _on_http_exception(_request: Request, error: Exception) -> Response:
     """Another path or method than there is."""
     assert isinstance(error, HTTPException)
-    return ApiError(f"{error.detail}: see docs/generate.md", status=error.status_code).response()
+    refusal = ApiError(f"{error.detail}: see docs/generate.md", status=error.status_code)
+    answer = refusal.response()
+    answer.headers.update(error.headers or {})  # RFC 9110, 15.5.6: a 405 names what is allowed
+    return answer
 
 
 def _on_exception(_request: Request, _error: Exception) -> Response:

@@ -122,6 +122,7 @@ def test_the_table_of_refusals_is_what_is_answered(served: Served) -> None:
         httpx2.post(url, json={"model": "text", "prompt": "x" * 300}),
         httpx2.post(url, json={"model": "text", "prompt": "x", "tools": [1]}),
     )
+    assert [a.headers["allow"] for a in answers if a.status_code == 405] == ["POST"]
     answered = {(answer.status_code, answer.json()["error"]["code"]) for answer in answers}
     assert {status for status, _ in answered} == {400, 404, 405, 413, 415, 421}
     assert answered <= told
