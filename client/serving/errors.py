@@ -41,6 +41,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] = {}
         if self.status in (429, 503):
             headers = {"retry-after": str(RETRY_AFTER_S)}
+        elif self.status == 408:  # RFC 9110, 15.5.9; what else comes of the body is not waited for
+            headers = {"connection": "close"}
         elif self.status == 401:
             headers = {"www-authenticate": "Bearer"}
         return JSONResponse(self.document(), status_code=self.status, headers=headers)

@@ -1,5 +1,7 @@
 """What is asked: a body within what the model has room for, and its prompts as tokens."""
 
+import asyncio
+
 from starlette.requests import Request
 
 from client.generation.request import context_of
@@ -12,6 +14,8 @@ MAX_BODY_BYTES = 8_000_000
 MIN_BODY_BYTES = 64_000
 BYTES_OF_A_TOKEN = 64
 """In a body, with whatever JSON makes of it; most take a tenth."""
+BODY_TIMEOUT_S = 30.0
+"""8 MB in this time are 2 Mbit/s. Connections are counted: a slower body would hold one of them."""
 
 
 def body_limit(plan: Plan) -> int:
@@ -24,21 +28,28 @@ async def body_of(request: Request, limit: int) -> bytes:
     """A request's body, of at most ``limit`` bytes.
 
     Raises:
-        ApiError: it is no JSON by its own word, or too large.
+        ApiError: it is no JSON by its own word, too large, or not there in time.
     """
     # A page elsewhere may send other types without asking first.
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
     if kind.lower() != "application/json":
         raise ApiError("expected `Content-Type: application/json`", status=415)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise ApiError(
-                f"the body has more than {limit:,} bytes: no prompt that long fits the model's "
-                "context",
-                status=413,
-            )
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise ApiError(
+                        f"the body has more than {limit:,} bytes: no prompt that long fits the "
+                        "model's context",
+                        status=413,
+                    )
+    except TimeoutError as error:
+        raise ApiError(
+            f"expected the whole body within {BODY_TIMEOUT_S:g} s, got {len(body):,} bytes",
+            status=408,
+        ) from error
     return bytes(body)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 import tracemalloc
@@ -280,3 +281,24 @@ def test_a_stream_that_nobody_begins_to_read_is_cancelled() -> None:
     with pytest.raises(ConnectionResetError):
         asyncio.run(leave())
     assert cancelled
+
+
+def test_a_body_that_never_ends_loses_its_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections are counted: one that sends a byte now and then would hold its place for ever."""
+    monkeypatch.setattr("client.serving.reading.BODY_TIMEOUT_S", 0.5)
+    address = httpx2.URL(served.url)
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {address.host}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    )
+    with socket.create_connection((address.host, address.port), timeout=15) as connection:
+        connection.sendall(head.encode() + b'{"model":')
+        answer = b""
+        while piece := connection.recv(65536):  # until it is closed
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in answer
+    assert b"the whole body within 0.5 s, got 9 bytes" in answer
+    assert post(served, {"model": "text", "prompt": "x", "max_tokens": 1}).status_code == 200
