@@ -204,7 +204,7 @@ PUBLISHED = (
     ),
     Sentence(
         BENCH,
-        "two rows each and nothing between them, reach #, since",
+        "two rows each and nothing between them, reach #. They share",
         lambda: [speed("both stages at once, nothing between")],
     ),
     Sentence(
