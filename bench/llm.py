@@ -9,7 +9,7 @@ every row in every turn. The sides take turns; each ratio is taken within one ro
 go through the pipeline as one batch, as two batches of two rows and as four of one; the process
 that they are held against decodes the four as one batch. What two batches could reach at best on
 this machine is measured, too: both stages at once, two rows each, each with its processor and
-nothing between them. There they share the memory's bandwidth and nothing else.
+nothing between them but the memory that they share.
 
 What a hop costs is what a token takes beside the stages' own computing (by the traces), divided by
 the hops: as many as stages, since the last one's token goes back to the first. That computing has a
