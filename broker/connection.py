@@ -25,6 +25,7 @@ from broker.heap import keep_message_memory
 from broker.outbox import MAX_MESSAGES, Answer, Outbox
 from broker.paho_client import PahoClient, packet_bytes
 from broker.self_test import clock_complaint
+from broker.subscriptions import Answers, Subscriptions, refusal
 from broker.tls import client_context, explain, may_pass
 from broker.transport import (
     AckToken,
@@ -63,8 +64,7 @@ class PahoConnection:
         self._lock = threading.Lock()  # guards the fields below; never held while calling paho
         self._generation = 0
         self._connected = False
-        self._filters: list[tuple[str, int]] = []
-        self._subscribing: dict[int, str] = {}  # by packet number, until the broker has answered
+        self._subscriptions = Subscriptions()
         self._outbox = Outbox()
         self._max_packet_bytes: int | None = None
         self._failure: BrokerError | None = None
@@ -173,16 +173,19 @@ class PahoConnection:
     def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """See :class:`broker.transport.Connection`."""
         with self._lock:
-            self._filters.append((topic_filter, qos))
+            self._subscriptions.add(topic_filter, qos)
             connected = self._connected
         if connected:
             self._send_subscribe(topic_filter, qos)
 
     def _send_subscribe(self, topic_filter: str, qos: int) -> None:
         _result, mid = self._client.subscribe(topic_filter, qos=qos)
-        if mid is not None:
-            with self._lock:
-                self._subscribing[mid] = topic_filter
+        if mid is None:
+            return
+        with self._lock:
+            early = self._subscriptions.ask(mid, topic_filter)
+        if early is not None:
+            self._judge(topic_filter, early)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False
@@ -252,8 +255,7 @@ class PahoConnection:
             self._connected = True
             self._failure = None
             self._max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
-            filters = list(self._filters)
-            self._subscribing.clear()
+            filters = self._subscriptions.begin()
         self._drop_what_is_too_large(client)
         for topic_filter, qos in filters:
             self._send_subscribe(topic_filter, qos)
@@ -339,17 +341,17 @@ class PahoConnection:
         self, _client: mqtt.Client, _data: Any, mid: int, reasons: list[ReasonCode], _props: Any
     ) -> None:
         with self._lock:
-            topic_filter = self._subscribing.pop(mid, "a topic filter")
-        for reason in reasons:
-            if reason.is_failure:
-                failure = NotAuthorisedError(
-                    f"the broker at {self._address} refuses {self._settings.name!r} the "
-                    f"subscription to {topic_filter}: {reason}; give it the right to read there, "
-                    "see docs/deploy.md"
-                )
-                log.error("%s", failure)
-                if not topics.is_optional(topic_filter):
-                    self._callbacks.on_failed(failure)
+            topic_filter = self._subscriptions.answer(mid, reasons)
+        if topic_filter is not None:
+            self._judge(topic_filter, reasons)
+
+    def _judge(self, topic_filter: str, reasons: Answers) -> None:
+        """What the broker has answered to a request for this filter."""
+        failure = refusal(str(self._address), self._settings.name, topic_filter, reasons)
+        if failure is not None:
+            log.error("%s", failure)
+            if not topics.is_optional(topic_filter):
+                self._callbacks.on_failed(failure)
 
     def _settle(self, future: Future[PublishOutcome], answer: Answer, topic: str) -> None:
         if isinstance(answer, BrokerError):

@@ -125,7 +125,7 @@ class Callbacks:
     """What the owner of a connection wants to hear. All run on the network thread.
 
     ``on_failed``: something that trying again does not mend, such as a refused subscription; the
-    owner should end.
+    owner should end. It may run on the thread that subscribes, too.
     """
 
     on_delivery: Callable[[Delivery], None]

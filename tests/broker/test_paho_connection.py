@@ -19,6 +19,7 @@ import broker.outbox
 from broker.connection import Connector, PahoConnection
 from broker.embedded import EmbeddedBroker, find_mosquitto
 from broker.mosquitto_conf import MosquittoSettings, render_mosquitto_conf
+from broker.paho_client import PahoClient
 from broker.transport import (
     AckToken,
     BrokerAddress,
@@ -440,10 +441,14 @@ def test_what_waits_for_the_broker_is_bounded_by_bytes(
     connection.close(forget_session=True)
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.3])
 def test_a_refused_subscription_is_told_with_its_filter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause_s: float
 ) -> None:
-    """By Mosquitto's dynamic security: its access control file grants everything and filters."""
+    """By Mosquitto's dynamic security: its access control file grants everything and filters.
+
+    With a pause the broker answers before the request's number is known here.
+    """
     plugins = list(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"))
     if not plugins:
         pytest.skip("this Mosquitto has no dynamic security plugin")
@@ -478,6 +483,14 @@ def test_a_refused_subscription_is_told_with_its_filter(
         text = render_mosquitto_conf(settings)
         return f"{text}plugin {plugins[0]}\nplugin_opt_config_file {rights}\n"
 
+    subscribe = PahoClient.subscribe
+
+    def slowly(client: PahoClient, *arguments: Any, **named: Any) -> Any:
+        asked = subscribe(client, *arguments, **named)
+        time.sleep(pause_s)
+        return asked
+
+    monkeypatch.setattr(PahoClient, "subscribe", slowly)
     monkeypatch.setattr(broker.embedded, "render_mosquitto_conf", render)
     failed: list[BrokerError] = []
     with EmbeddedBroker() as running:
