@@ -21,6 +21,9 @@ _SETPRIV = shutil.which("setpriv")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STARTER = ThreadPoolExecutor(1, "starter")
 """Starts all children: the kernel ends them with the thread that started them, not the process."""
+_STARTER.submit(threading.get_ident).result()
+"""Its thread begins here: one that the first child began would keep that row's network namespace,
+and what it starts for later rows would be out of their reach."""
 
 
 def free_port() -> int:
