@@ -1,6 +1,5 @@
 """The harness' own processes: what one row does to its thread is not left to the next."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,4 +29,4 @@ def test_a_child_begins_in_the_network_of_the_harness_whatever_row_was_first(
     log = tmp_path / "child.log"
     command = [sys.executable, "-c", FIRST_CHILD_IN_A_NAMESPACE, str(log)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
-    assert log.read_text().strip() == os.readlink("/proc/self/ns/net")
+    assert log.read_text().strip() == str(Path("/proc/self/ns/net").readlink())
