@@ -14,8 +14,6 @@ from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from contract.decoder import CacheSpec, Decoding
 from contract.errors import ModelError
@@ -41,7 +39,6 @@ from planner.probe import probe
 from planner.progress import Progress, silent
 from planner.scratch import ScratchFolder
 from shards.manifest import GRAPH_FILE, WEIGHTS_FILE
-from shards.weights_file import read_layout
 from shards.writer import ByteRange, describe_file
 
 FOLDED = "folded.onnx"
@@ -132,16 +129,18 @@ def canonicalise(imported: ImportedModel, progress: Progress = silent) -> Canoni
     Raises:
         ModelError: onnxruntime cannot run the model, or its input or outputs have other variable
             dimensions than the batch.
-        EnvironmentMissingError: there is no room for the weights in the folder of temporary files.
+        EnvironmentMissingError: there is no room for the model in the folder of temporary files.
     """
     folder = ScratchFolder()
     progress("folding constants", 0.0)
-    draft = _read_folded(imported, folder.path)
+    with folder.writing(imported.folder.size_bytes):
+        draft = _read_folded(imported, folder.path)
     prefix_nodes = _preprocess(draft, imported.input)
     draft.nodes = live_nodes(draft.nodes, draft.output_names)
     rename_tensors(draft.nodes, find_duplicates(draft.used_arrays()))
     shard = folder.path / "whole"
-    places, weights_sha256 = _write_weights(draft, folder, shard)
+    places = folder.write_weights(shard / WEIGHTS_FILE, external_arrays(draft.used_arrays()))
+    weights_sha256 = describe_file(shard / WEIGHTS_FILE).sha256
     (folder.path / FOLDED).with_suffix(".bin").unlink(missing_ok=True)
 
     progress("measuring shapes", 0.3)
@@ -239,26 +238,9 @@ def _preprocess(draft: _Draft, model_input: ImageInput | TensorInput) -> int:
     return len(nodes)
 
 
-def _write_weights(
-    draft: _Draft, scratch: ScratchFolder, folder: Path
-) -> tuple[dict[str, ByteRange], str]:
-    """Write the large float arrays; returns where they lie, and the file's hash."""
-    path = folder / WEIGHTS_FILE
-    weights = {
-        name: np.ascontiguousarray(array)
-        for name, array in draft.used_arrays().items()
-        if is_external(array.dtype, array.shape)
-    }
-    with scratch.writing(sum(array.nbytes for array in weights.values())):
-        folder.mkdir()
-        try:
-            save_file(weights, path)
-        except SafetensorError as error:  # the system's refusals, too
-            raise OSError(str(error)) from error
-    places = {
-        name: ByteRange(entry.offset, entry.length) for name, entry in read_layout(path).items()
-    }
-    return places, describe_file(path).sha256
+def external_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Those that belong into a file of weights: the large ones of floats."""
+    return {name: a for name, a in arrays.items() if is_external(a.dtype, a.shape)}
 
 
 def _assemble(

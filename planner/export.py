@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from contract.errors import ModelError
 from contract.tensor_spec import BATCH
+from planner.scratch import ScratchFolder
 
 OPSET = 20
 INPUT_NAME = "input"
@@ -64,22 +65,25 @@ def name_outputs(result: Any) -> dict[str, Tensor]:
 
 
 def export_module(
-    module: nn.Module, example: Tensor, output_names: Sequence[str], path: Path
-) -> dict[str, str]:
-    """Write ``module`` to ``path`` as ONNX, with the weights beside it as external data.
+    module: nn.Module, example: Tensor, output_names: Sequence[str], folder: ScratchFolder
+) -> tuple[Path, dict[str, str]]:
+    """Write ``module`` as ONNX, with the weights beside it as external data.
 
     Args:
         module: in eval mode, takes one tensor.
         example: a tensor it takes, of at least two images (a batch of one would be baked in).
         output_names: as :func:`name_outputs` gives them.
-        path: of the graph to write.
+        folder: to write it in.
 
     Returns:
-        For each tensor of the graph, the dotted name of the module that computes it.
+        The graph's file, and for each tensor of the graph the dotted name of the module that
+        computes it.
 
     Raises:
         ModelError: the exporter cannot handle the model.
+        EnvironmentMissingError: there is no room for it in the folder of temporary files.
     """
+    path = folder.path / "exported.onnx"
     plain = tuple(output_names) == ("output",) and isinstance(module(example[:1]), Tensor)
     exported = module if plain else SelectedOutputs(module, output_names)
     try:
@@ -96,7 +100,6 @@ def export_module(
             )
             if program is None:
                 raise RuntimeError("the exporter returned nothing")
-            program.save(str(path), external_data=True)
     except Exception as error:  # the exporter raises its own and torch's errors, any of them
         reason = str(error.__cause__ or error).strip().splitlines()
         raise ModelError(
@@ -104,7 +107,10 @@ def export_module(
             f"{(reason or [type(error).__name__])[0][:300]}; the forward pass must not depend on "
             "values of the data or on one batch size"
         ) from error
-    return read_scopes(path)
+    weights = (*module.parameters(), *module.buffers())
+    with quiet(), folder.writing(sum(tensor.nbytes for tensor in weights)):
+        program.save(str(path), external_data=True)
+    return path, read_scopes(path)
 
 
 def read_scopes(path: Path) -> dict[str, str]:

@@ -22,26 +22,44 @@ def fold(source: Path, target: Path) -> ModelProto:
 
     Raises:
         ModelError: onnxruntime cannot load the model.
+        OSError: it cannot write ``target``.
     """
-    options = session_options(threads=1)
-    # Basic only: the later levels write operators and layouts of this very processor.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(target)
-    for key, value in (
-        ("external_initializers_file_name", target.with_suffix(".bin").name),
-        ("external_initializers_min_size_in_bytes", str(EXTERNAL_BYTES)),
-    ):
-        options.add_session_config_entry(f"session.optimized_model_{key}", value)
-    # The session is only opened to be written; it must not pay for a second layout of the weights.
-    options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        _optimise(source, target)
     except Exception as error:  # onnxruntime's own classes share no base below Exception
+        if _can_load(source):
+            raise OSError(f"onnxruntime cannot write {target.name}") from error
         raise ModelError(
             f"{source.name}: onnxruntime {onnxruntime.__version__} cannot load the model: "
             f"{error!s:.300}; export it again with opset 17 to 20"
         ) from error
     return load_graph(target)
+
+
+def _optimise(source: Path, target: Path | None) -> None:
+    """Load ``source``, and write what became of it unless ``target`` is None."""
+    options = session_options(threads=1)
+    # Basic only: the later levels write operators and layouts of this very processor.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if target is not None:
+        options.optimized_model_filepath = str(target)
+        for key, value in (
+            ("external_initializers_file_name", target.with_suffix(".bin").name),
+            ("external_initializers_min_size_in_bytes", str(EXTERNAL_BYTES)),
+        ):
+            options.add_session_config_entry(f"session.optimized_model_{key}", value)
+    # The session is only opened to be written; it must not pay for a second layout of the weights.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+
+
+def _can_load(source: Path) -> bool:
+    """Tells a full disk from a model that is wrong: onnxruntime has one class of error for both."""
+    try:
+        _optimise(source, None)
+    except Exception:  # noqa: BLE001 see above
+        return False
+    return True
 
 
 def read_initializers(model: ModelProto, folder: Path) -> dict[str, Array]:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from onnx import NodeProto, TensorProto
-from safetensors.numpy import save_file
 
 from contract.errors import PlanError
 from contract.plan import Plan, TokenInput
@@ -34,8 +33,6 @@ from planner.scratch import ScratchFolder
 from planner.verify import run_shards
 from shards.manifest import GRAPH_FILE, WEIGHTS_FILE
 from shards.reader import read_shard
-from shards.weights_file import read_layout
-from shards.writer import ByteRange
 
 Constant = TypeVar("Constant")
 """An array, or an initialiser that stays in the graph."""
@@ -66,6 +63,7 @@ def rejoin(folder: Path, plan: Plan) -> CanonicalModel:
         ShardError: a shard is missing or damaged.
         PlanError: the shards do not make one model, or it is a language model.
         ModelError: onnxruntime cannot run it.
+        EnvironmentMissingError: there is no room for it in the folder of temporary files.
     """
     refuse_decoders(plan)
     parts = [_read(folder, plan, index) for index in range(plan.num_stages)]
@@ -75,7 +73,7 @@ def rejoin(folder: Path, plan: Plan) -> CanonicalModel:
     nodes = _nodes(plan, parts)
     scratch = ScratchFolder()
     shard = scratch.path / "whole"
-    places = _write_weights(weights, shard)
+    places = scratch.write_weights(shard / WEIGHTS_FILE, weights)
     constants = {
         **inline,
         **{
@@ -212,13 +210,6 @@ def _not_one_model(plan: Plan, why: str) -> PlanError:
         f"plan {plan.name}: its stages cannot be put together again ({why}); only plans that "
         "`shardline plan` built can be planned anew"
     )
-
-
-def _write_weights(weights: Mapping[str, Array], shard: Path) -> dict[str, ByteRange]:
-    shard.mkdir()
-    path = shard / WEIGHTS_FILE
-    save_file({name: np.ascontiguousarray(array) for name, array in weights.items()}, path)
-    return {name: ByteRange(its.offset, its.length) for name, its in read_layout(path).items()}
 
 
 def _prefix_nodes(body: Sequence[NodeProto]) -> int:

@@ -6,11 +6,18 @@ Weights are handed from step to step as files, so that each step maps them inste
 import shutil
 import tempfile
 import weakref
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from contract.errors import EnvironmentMissingError
 from planner.room import room_for_scratch
+from shards.weights_file import read_layout
+from shards.weights_writer import ArraySpec, write_weights
+from shards.writer import ByteRange
 
 
 class ScratchFolder:
@@ -39,3 +46,22 @@ class ScratchFolder:
         The error names the folder that it was made in, which is what TMPDIR changes.
         """
         return room_for_scratch(self.path.parent, size_bytes)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the files in it."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def write_weights(
+        self, file: Path, arrays: Mapping[str, npt.NDArray[Any]]
+    ) -> dict[str, ByteRange]:
+        """Write ``arrays`` to a safetensors file in this folder; where each of them lies.
+
+        Raises:
+            EnvironmentMissingError: there is no room for them.
+        """
+        specs = {name: ArraySpec(array.dtype.name, array.shape) for name, array in arrays.items()}
+        with self.writing(sum(spec.size_bytes for spec in specs.values())):
+            file.parent.mkdir(exist_ok=True)
+            write_weights(file, specs, arrays.__getitem__)
+        return {name: ByteRange(its.offset, its.length) for name, its in read_layout(file).items()}

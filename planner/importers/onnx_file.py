@@ -73,7 +73,8 @@ def import_onnx_file(spec: str, options: ImportOptions, progress: Progress) -> I
     model_input = _decide_input(path, source, options)
     folder = ScratchFolder()
     target = folder.path / "exported.onnx"
-    _write_dynamic(model, value.name, source, target)
+    with folder.writing(model.ByteSize()):
+        _write_dynamic(model, value.name, source, target)
     del model
     progress("proving the batch dimension", 0.5)
     _prove_batch(path, target, source)

@@ -78,6 +78,7 @@ def finish_import(
 
     Raises:
         ModelError: it cannot run at that size, or cannot be exported.
+        EnvironmentMissingError: there is no room for it in the folder of temporary files.
     """
     module.eval().requires_grad_(False)
     batch = sample_batch(image, seed)
@@ -99,13 +100,13 @@ def finish_import(
     folder = ScratchFolder()
     progress("exporting to ONNX", 0.3)
     with torch.no_grad():
-        scopes = export_module(module, batch[:2], output_names, folder.path / "exported.onnx")
+        graph_path, scopes = export_module(module, batch[:2], output_names, folder)
     progress("exporting to ONNX", 1.0)
     return ImportedModel(
         name=name,
         weights=weights,
         folder=folder,
-        graph_path=folder.path / "exported.onnx",
+        graph_path=graph_path,
         reference=TorchReference(module, output_names, image),
         reference_name=f"torch {torch.__version__}",
         input=image,

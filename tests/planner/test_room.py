@@ -5,47 +5,55 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
-from safetensors import SafetensorError
 
-from contract.errors import EnvironmentMissingError, PlanError
+from contract.errors import EnvironmentMissingError, ModelError, PlanError
+from planner.fold import fold
 from planner.language import canonical, run_shards
 from planner.language.canonical import canonicalise_decoder
 from planner.language.run_shards import open_block
+from planner.rejoin import rejoin
 from planner.room import room_for_plan, room_for_scratch
 from planner.scratch import ScratchFolder
 from planner.split import take_stage
 from tests.conftest import Run
 from tests.decoder_models import save_model
+from tests.planner.conftest import Cached
 from tests.planner.decoders import DECODING, exported
-
-LARGEST_FILE_BYTES = 300_000
+from tests.planner.test_onnx_file import convolutions
 
 
 def full(*_arguments: object, **_options: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_plan_without_room_for_temporary_files_ends_with_what_to_do(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model", "llama")
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "shardline", "plan", f"hf:{model}"),
-            *("--context", "64", "--out", str(tmp_path / "out")),
-        ],
+def plan_with_small_files(
+    largest_bytes: int, scratch: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """`shardline plan` where no file can be larger; its temporary files go to ``scratch``."""
+    return subprocess.run(
+        [sys.executable, "-m", "shardline", "plan", *arguments],
         capture_output=True,
         text=True,
         timeout=400,
         env={**os.environ, "TMPDIR": str(scratch), "COLUMNS": "500"},
         # Python ignores SIGXFSZ: a write beyond the limit is an OSError, as on a full disk.
         preexec_fn=lambda: resource.setrlimit(
-            resource.RLIMIT_FSIZE, (LARGEST_FILE_BYTES, LARGEST_FILE_BYTES)
+            resource.RLIMIT_FSIZE, (largest_bytes, largest_bytes)
         ),
     )
+
+
+def test_a_plan_without_room_for_temporary_files_ends_with_what_to_do(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", "llama")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    options = ("--context", "64", "--out", str(tmp_path / "out"))
+    done = plan_with_small_files(300_000, scratch, f"hf:{model}", *options)
     assert done.returncode == 10, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     said = " ".join(done.stderr.split())
@@ -101,19 +109,64 @@ def test_an_image_model_below_a_file(run: Run, tmp_path: Path) -> None:
     assert "cannot write the plan (Not a directory)" in " ".join(done.err.split())
 
 
-def test_an_image_model_without_room_for_temporary_files(
+def test_an_exported_image_model_that_the_disk_has_no_room_for(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    options = ("--input", "32x32", "--stages", "2", "--out", str(tmp_path / "out"))
+    done = plan_with_small_files(2_000, scratch, "tests.planner.small_models:Plain", *options)
+    assert done.returncode == 10, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"{scratch}: cannot write temporary files (" in said
+    assert "set TMPDIR" in said
+    assert not list(scratch.glob("shardline-*"))
+
+
+@pytest.mark.parametrize(
+    "writes", ["planner.importers.onnx_file.onnx.save", "planner.canonical.fold"]
+)
+def test_an_onnx_file_that_the_disk_has_no_room_for_twice(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
+) -> None:
+    file = tmp_path / "m.onnx"
+    onnx.save(convolutions(["batch", 3, 8, 8]), file)
+    monkeypatch.setattr(writes, full)
+    done = run("plan", file, "--stages", 2, "--out", tmp_path / "out")
+    assert done.code == 10, done
+    said = " ".join(done.err.split())
+    assert "cannot write temporary files (No space left on device)" in said
+    assert "set TMPDIR" in said
+
+
+def test_what_onnxruntime_cannot_write_is_not_the_model_s_fault(tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    onnx.save(convolutions(["batch", 3, 8, 8]), file)
+    with pytest.raises(OSError, match=r"cannot write f\.onnx"):
+        fold(file, tmp_path / "absent" / "f.onnx")
+    file.write_bytes(b"no model")
+    with pytest.raises(ModelError, match="cannot load the model"):
+        fold(file, tmp_path / "absent" / "f.onnx")
+
+
+def test_an_image_model_s_weights_that_the_disk_has_no_room_for(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_arguments: object) -> None:
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr("planner.canonical.save_file", full)
+    monkeypatch.setattr("planner.scratch.write_weights", full)
     options = ("--input", "32x32", "--stages", 2, "--out", tmp_path / "out")
     done = run("plan", "tests.planner.small_models:Plain", *options)
     assert done.code == 10, done
     said = " ".join(done.err.split())
-    assert "cannot write temporary files (I/O error: No space left on device" in said
+    assert "cannot write temporary files (No space left on device" in said
     assert "set TMPDIR" in said
+
+
+def test_shards_that_the_disk_has_no_room_to_put_together(
+    small: Callable[[str], Cached], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small("Plain").plan(tmp_path, num_stages=2)
+    monkeypatch.setattr("planner.scratch.write_weights", full)
+    with pytest.raises(EnvironmentMissingError, match=r"cannot write temporary files \(No space"):
+        rejoin(tmp_path / "m", plan)
 
 
 def test_a_machine_without_a_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
