@@ -41,7 +41,8 @@ class ChatTemplate:
                 why = f"line {error.lineno}: {error.message}"
             raise SettingsError(
                 f"{source.file}: no chat template that can be used ({why}); correct it, or take it "
-                "out: a model without one goes on with texts, and does not converse"
+                "from a later version of the model; without one it goes on with texts, and does "
+                "not converse"
             ) from error
 
     def render(self, messages: Sequence[Message]) -> str:

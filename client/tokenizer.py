@@ -1,6 +1,7 @@
 """Text to tokens and back, by the tokenizer in the plan's folder `tokenizer/`."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from client.tokenizer_folder import (
 )
 from contract.errors import PromptError, PromptTooLongError, SettingsError
 
+log = logging.getLogger(__name__)
 DEAR_CHARACTERS = 100_000
 """Shorter texts are encoded whatever they hold: of some tokenizers one token may stand for more
 characters than any in their vocabulary has (spaces that are folded, runs of the unknown)."""
@@ -38,8 +40,8 @@ class TextTokenizer:
         """Read the folder; ``expected_sha256`` is what the plan says of `tokenizer.json`.
 
         Raises:
-            SettingsError: it is not there, no tokenizer, or not the plan's; or the model's chat
-                template is none.
+            SettingsError: it is not there, no tokenizer, or not the plan's; or a config beside it
+                is no JSON. A chat template that is none is logged: it harms no text.
         """
         file = folder / TOKENIZER_FILE
         content = read_file(file)
@@ -62,13 +64,23 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._longest = max(map(len, self._tokenizer.get_vocab()), default=1)
-        self._folder = folder
+        self._template: ChatTemplate | None = None
+        self._why_no_chat = (
+            f"{folder}: neither {TEMPLATE_FILE} nor a chat_template in {CONFIG_FILE} or "
+            f"{OLD_TEMPLATE_FILE}: this model was not trained for dialogue; give it a text to go "
+            "on with"
+        )
         named, source = special_tokens(folder), find_template(folder)
-        self._template = None if source is None else ChatTemplate(source, named)
+        if source is not None:
+            try:
+                self._template = ChatTemplate(source, named)
+            except SettingsError as error:
+                log.warning("%s", error)
+                self._why_no_chat = str(error)
 
     @property
     def can_chat(self) -> bool:
-        """Whether the model came with a chat template."""
+        """Whether the model came with a chat template that can be used."""
         return self._template is not None
 
     def encode(self, text: str, at_most: int | None = None) -> list[int]:
@@ -87,7 +99,7 @@ class TextTokenizer:
         """A dialogue's tokens, up to where the model's turn begins. ``at_most``: see `encode`.
 
         Raises:
-            SettingsError: the model has no chat template.
+            SettingsError: the model has no chat template, or none that can be used.
             PromptError: the template refuses these messages.
             PromptError, PromptTooLongError: see :meth:`encode`.
         """
@@ -116,11 +128,7 @@ class TextTokenizer:
             SettingsError, PromptError: see :meth:`encode_chat`.
         """
         if self._template is None:
-            raise SettingsError(
-                f"{self._folder}: neither {TEMPLATE_FILE} nor a chat_template in {CONFIG_FILE} or "
-                f"{OLD_TEMPLATE_FILE}: this model was not trained for dialogue; give it a text to "
-                "go on with"
-            )
+            raise SettingsError(self._why_no_chat)
         return self._template.render(messages)
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -73,14 +73,14 @@ def encode_chat(ready: Ready, wanted: ChatRequest) -> list[int]:
     """A dialogue's tokens.
 
     Raises:
-        ApiError: the model has no chat template.
+        ApiError: the model has no chat template, or none that can be used.
         PromptError: its template refuses the messages.
         PromptTooLongError: see :meth:`TextTokenizer.encode`.
     """
     if not ready.tokenizer.can_chat:
         raise ApiError(
-            f"`{ready.plan.name}` has no chat template: it was not trained for dialogue; use "
-            "/v1/completions",
+            f"`{ready.plan.name}` has no chat template that can be used: it does not converse; "
+            "use /v1/completions",
             param="messages",
             code="invalid_value",
         )

@@ -131,12 +131,15 @@ def test_a_template_that_is_none_is_the_folder_s_fault_and_no_message_s(
     tmp_path: Path, place: str, template: str, why: str
 ) -> None:
     in_config = place == "tokenizer_config.json"
+    opened = with_config(
+        tmp_path,
+        {"chat_template": template} if in_config else {},
+        None if in_config else template,
+    )
+    assert not opened.can_chat
+    assert opened.decode(opened.encode("texts")) == "texts"
     with pytest.raises(SettingsError) as refused:
-        with_config(
-            tmp_path,
-            {"chat_template": template} if in_config else {},
-            None if in_config else template,
-        )
+        opened.render_chat(TURNS)
     assert not isinstance(refused.value, PromptError)
     assert f"{tmp_path / place}: no chat template that can be used ({why}" in str(refused.value)
 

@@ -161,8 +161,11 @@ def test_what_asks_for_nothing_is_let_through(served: Served) -> None:
     )
 
 
-def test_a_model_without_template_does_not_chat(serve: Serve) -> None:
-    served = serve(Site([["pi-0"], ["pi-1"]]), template=None).wait()
+@pytest.mark.parametrize("template", [None, "{% surprise %}"])
+def test_a_model_without_a_template_that_can_be_used_does_not_chat(
+    serve: Serve, template: str | None
+) -> None:
+    served = serve(Site([["pi-0"], ["pi-1"]]), template=template).wait()
     with pytest.raises(openai.BadRequestError, match="chat template") as refused:
         served.client().chat.completions.create(model="text", messages=CHAT)
     assert (refused.value.param, refused.value.code) == ("messages", "invalid_value")
