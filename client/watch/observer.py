@@ -54,12 +54,13 @@ class Observer:
         )
         with self._lock:  # a loss in between is told after it
             self._state.set_connected(self._connection.is_connected)
+        # What is retained comes last: when it is in view, nothing that is said is missed any more.
         for topic_filter in (
-            topics.plan_topic(cluster),
-            topics.status_filter(cluster),
+            *BROKER_TOPICS,
             topics.metrics_filter(cluster),
             topics.event_filter(cluster),
-            *BROKER_TOPICS,
+            topics.status_filter(cluster),
+            topics.plan_topic(cluster),
         ):
             self._connection.subscribe(topic_filter)
 

@@ -3,6 +3,7 @@
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,32 @@ def test_it_sees_what_is_retained_and_what_is_said_and_tells_of_it(
         assert topics.metrics_topic(cluster, "pi-9") not in kinds
     planner.publish(topics.plan_topic(cluster), b"", retain=True).result(5)
     planner.close(forget_session=True)
+    device.close()
+
+
+def test_from_when_a_device_is_in_view_nothing_that_it_says_is_missed(
+    connect: Connect, cluster: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the broker takes over the subscriptions."""
+    device = Device(connect, cluster, "pi-0")
+
+    def connect_slowly(settings: ConnectionSettings, callbacks: Callbacks) -> Connection:
+        connection = connect(settings, callbacks)
+        subscribe = connection.subscribe
+
+        def subscribe_slowly(topic_filter: str, qos: int = 1) -> None:
+            subscribe(topic_filter, qos)
+            time.sleep(0.1)
+
+        monkeypatch.setattr(connection, "subscribe", subscribe_slowly)
+        return connection
+
+    def answer(heard: Delivery) -> None:
+        if heard.topic == topics.status_topic(cluster, "pi-0"):
+            device.publish_metrics()
+
+    with Observer(connect_slowly, cluster, name, on_heard=answer) as observer:
+        eventually(lambda: observer.view().devices[0].metrics, "the metrics", 5)
     device.close()
 
 
