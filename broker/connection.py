@@ -21,11 +21,19 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from broker.answers import (
+    connection_refusal,
+    is_final,
+    is_taken_over,
+    no_answer,
+    publish_outcome,
+    subscription_refusal,
+)
 from broker.heap import keep_message_memory
 from broker.outbox import MAX_MESSAGES, Answer, Outbox
 from broker.paho_client import PahoClient, packet_bytes
 from broker.self_test import clock_complaint
-from broker.subscriptions import Answers, Subscriptions, refusal
+from broker.subscriptions import Answers, Subscriptions
 from broker.tls import client_context, explain, may_pass
 from broker.transport import (
     AckToken,
@@ -48,9 +56,6 @@ from contract.errors import (
 
 log = logging.getLogger(__name__)
 
-_BAD_CREDENTIALS = frozenset({0x86, 0x87, 0x8A})  # bad user name or password, not authorised, ban
-_NO_MATCHING_SUBSCRIBERS = 0x10
-_SESSION_TAKEN_OVER = 0x8E
 _POLL_S = 0.1
 
 
@@ -127,21 +132,7 @@ class PahoConnection:
         waited_s = self._wait_for_the_first_answer()
         if self._failure is not None or not self._first_answer.is_set():
             self._stop_network()
-            raise self._failure or BrokerUnreachableError(
-                f"cannot reach the broker at {self._address} within {waited_s:.0f} s "
-                f"({self._why_unreachable()}); is it running and is the address right? "
-                "Try `shardline broker`, or check --broker"
-            )
-
-    def _why_unreachable(self) -> str:
-        """The system's own words, which paho keeps to itself."""
-        try:
-            socket.create_connection((self._address.host, self._address.port), timeout=1).close()
-        except OSError as error:
-            return error.strerror or str(error)
-        if self._address.tls is not None:
-            return "something answers there, and ends the connection before TLS or MQTT 5 stands"
-        return "something answers there, but not as an MQTT 5 broker; by TLS it may: --ca-file"
+            raise self._failure or no_answer(self._address, waited_s)
 
     def _wait_for_the_first_answer(self) -> float:
         """Until it comes, the time is up, or we are cancelled; the seconds that took."""
@@ -244,9 +235,9 @@ class PahoConnection:
         self, client: mqtt.Client, _data: Any, flags: Any, reason: ReasonCode, properties: Any
     ) -> None:
         if reason.is_failure:
-            failure = self._describe_refusal(reason)
+            failure = connection_refusal(self._address, reason)
             log.error("%s", failure)
-            if reason.value in _BAD_CREDENTIALS:  # others pass: a broker that is busy, or starting
+            if is_final(reason):
                 self._failure = failure
                 self._first_answer.set()
             return
@@ -274,16 +265,6 @@ class PahoConnection:
             if future is not None:
                 self._settle(future, error, topic)
 
-    def _describe_refusal(self, reason: ReasonCode) -> BrokerError:
-        if reason.value in _BAD_CREDENTIALS:
-            return NotAuthorisedError(
-                f"the broker at {self._address} refuses user {self._address.username!r}: {reason}; "
-                "check the user name and the password"
-            )
-        return BrokerUnreachableError(
-            f"the broker at {self._address} refuses the connection: {reason}"
-        )
-
     def _on_connect_fail(self, client: mqtt.Client, _data: Any) -> None:
         if not self._note_tls_failure(client):
             log.warning("cannot reach the broker at %s, trying again", self._address)
@@ -310,7 +291,7 @@ class PahoConnection:
             self._note_tls_failure(client)
         else:  # paho calls twice for one loss
             self._spread_reconnects(client)
-            if reason.value == _SESSION_TAKEN_OVER:
+            if is_taken_over(reason):
                 log.error(
                     "another process uses the name %r at the broker at %s: stop one of them (or an "
                     "edge's own broker is this one under another address)",
@@ -347,7 +328,8 @@ class PahoConnection:
 
     def _judge(self, topic_filter: str, reasons: Answers) -> None:
         """What the broker has answered to a request for this filter."""
-        failure = refusal(str(self._address), self._settings.name, topic_filter, reasons)
+        name = self._settings.name
+        failure = subscription_refusal(self._address, name, topic_filter, reasons)
         if failure is not None:
             log.error("%s", failure)
             if not topics.is_optional(topic_filter):
@@ -356,14 +338,13 @@ class PahoConnection:
     def _settle(self, future: Future[PublishOutcome], answer: Answer, topic: str) -> None:
         if isinstance(answer, BrokerError):
             future.set_exception(answer)
-        elif answer.value == _NO_MATCHING_SUBSCRIBERS:
-            future.set_result(PublishOutcome.NO_SUBSCRIBER)
-        elif answer.is_failure:
-            future.set_exception(
-                NotAuthorisedError(f"the broker at {self._address} refused {topic}: {answer}")
-            )
+            return
+        try:
+            outcome = publish_outcome(self._address, topic, answer)
+        except NotAuthorisedError as error:
+            future.set_exception(error)
         else:
-            future.set_result(PublishOutcome.ACCEPTED)
+            future.set_result(outcome)
 
 
 def _no_delay(_client: mqtt.Client, _data: Any, sock: Any) -> None:

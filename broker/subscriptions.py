@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 from paho.mqtt.reasoncodes import ReasonCode
 
-from contract.errors import NotAuthorisedError
-
 Answers = Sequence[ReasonCode]
 """One for each filter of a request; ours have one."""
 
@@ -45,16 +43,3 @@ class Subscriptions:
         if topic_filter is None:
             self._early[number] = answers
         return topic_filter
-
-
-def refusal(
-    address: str, name: str, topic_filter: str, answers: Answers
-) -> NotAuthorisedError | None:
-    """What the broker's answer means where it is no; None where it is yes."""
-    refused = next((answer for answer in answers if answer.is_failure), None)
-    if refused is None:
-        return None
-    return NotAuthorisedError(
-        f"the broker at {address} refuses {name!r} the subscription to {topic_filter}: {refused}; "
-        "give it the right to read there, see docs/deploy.md"
-    )
