@@ -166,7 +166,12 @@ def _remove(namespace: str) -> None:
     if namespace not in _namespaces():
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
-        running = [int(pid) for pid in tool("ip", "netns", "pids", namespace).split()]
+        try:
+            running = [int(pid) for pid in tool("ip", "netns", "pids", namespace).split()]
+        except RuntimeError:
+            if namespace in _namespaces():
+                raise
+            return  # another rig that was started just now has removed it
         for pid in running:
             if pid != os.getpid():
                 with contextlib.suppress(ProcessLookupError):

@@ -51,6 +51,7 @@ class Announcer:
         )
         for topic_filter in (topics.status_filter(cluster), topics.discovery_filter(cluster)):
             self._connection.subscribe(topic_filter)
+        self._begin_to_wait()
 
     def __enter__(self) -> "Announcer":
         return self
@@ -72,6 +73,12 @@ class Announcer:
         """A broker that was started again may have forgotten what it retained."""
         with self._lock:
             self._published.clear()
+        self._begin_to_wait()
+
+    def _begin_to_wait(self) -> None:
+        """Only now can what is retained come: to connect may have taken longer than to settle."""
+        with self._lock:
+            self._heard_at = time.monotonic()
 
     def _fail(self, error: BrokerError) -> None:
         self._failure = error

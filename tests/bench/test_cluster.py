@@ -192,6 +192,7 @@ def best_mbit(sender: Host, receiver: Host) -> float:
 
 
 @needs_root
+@pytest.mark.xdist_group("namespaces")
 def test_a_cable_has_its_rate_in_both_directions_and_nothing_is_left() -> None:
     with network({"broker": 1000, "client": 1000, "d0": 100}) as hosts, inside(hosts["client"]):
         there = best_mbit(hosts["d0"], hosts["broker"])
@@ -227,6 +228,7 @@ def namespaces() -> set[str]:
 
 
 @needs_root
+@pytest.mark.xdist_group("namespaces")
 def test_what_a_killed_rig_leaves_behind_is_removed() -> None:
     code = (
         "import os, signal\nfrom bench.cluster.network import network\n"
@@ -242,6 +244,7 @@ def test_what_a_killed_rig_leaves_behind_is_removed() -> None:
 
 
 @needs_root
+@pytest.mark.xdist_group("namespaces")
 def test_a_plan_runs_on_emulated_devices_and_every_batch_comes_back(tmp_path: Path) -> None:
     devices = [EmulatedDevice(name, 0.4, engine="identity") for name in ("a", "b")]
     plan = replicated(tmp_path, "a", "b")

@@ -267,7 +267,7 @@ def test_no_broker_is_told_with_the_address(run: Run, plan_folder: Path, impatie
 def test_no_plan_is_told(run: Run, shared_broker: EmbeddedBroker, cluster: str) -> None:
     done = run(
         *("infer", "dummy:1", "--broker", shared_broker.address),
-        *("--cluster", cluster, "--ready-timeout", "0.3"),
+        *("--cluster", cluster, "--ready-timeout", "2"),  # its own topics have to be heard in it
     )
     one_line(done, ExitCode.PLAN_OR_SHARD, cluster, "shardline publish")
 

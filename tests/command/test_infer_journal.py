@@ -273,7 +273,7 @@ def test_dead_batches_are_listed_exported_and_sent_again(
 ) -> None:
     swallowing[2].swallows = {1, 3}  # type: ignore[attr-defined]
     infer = ["infer", "dummy:30", "--batch", 5, "--journal", "j", "--out", "out.jsonl"]
-    infer += ["--broker", shared_broker.address, "--cluster", cluster, "--batch-timeout", 1]
+    infer += ["--broker", shared_broker.address, "--cluster", cluster, "--batch-timeout", 3]
     done = run(*infer)
     assert done.code == ExitCode.DELIVERY
     assert "journal redrive j" in " ".join(done.err.split())

@@ -269,8 +269,8 @@ def test_a_device_that_is_away_is_waited_for_no_longer_than_asked(
     memory: MemoryBroker, agent: StageAgent
 ) -> None:
     started = time.monotonic()
-    heard = ask(memory, "pi-0", "pi-9", timeout_s=1.0)
-    assert time.monotonic() - started < 5
+    heard = ask(memory, "pi-0", "pi-9", timeout_s=3.0)
+    assert time.monotonic() - started < 15
     assert heard["pi-9"] == Heard(None, None)
     assert heard["pi-0"].answer is not None
     assert heard["pi-0"].status is not None
@@ -292,7 +292,7 @@ def test_only_the_asked_device_can_answer_its_question(memory: MemoryBroker, spe
         memory.connect(ConnectionSettings(name=speaker), Callbacks(on_delivery=answer))
     )
     connections[0].subscribe(topics.command_filter("default", "pi-0"))
-    heard = ask(memory, "pi-0", timeout_s=1.0)
+    heard = ask(memory, "pi-0", timeout_s=10.0 if speaker == "pi-0" else 1.0)
     assert (heard["pi-0"].answer is not None) == (speaker == "pi-0")
 
 

@@ -123,7 +123,7 @@ def test_the_rights_suffice_for_the_command_and_an_observer_s_do_not(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("client.home_assistant.announcer.SETTLE_S", 0.3)
+    monkeypatch.setattr("client.home_assistant.announcer.SETTLE_S", 1.0)
     topic = topics.status_topic(CLUSTER, "pi-0")
     device = join("pi-0")
     device._client.publish(topic, as_json(status("pi-0")), qos=1, retain=True).wait_for_publish(5)

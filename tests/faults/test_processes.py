@@ -22,6 +22,7 @@ with network({CLIENT: 1000.0}) as hosts, inside(hosts[CLIENT]):
 """
 
 
+@pytest.mark.xdist_group("namespaces")
 @pytest.mark.skipif(bool(ROWS[8].lacks()), reason=ROWS[8].lacks())
 def test_a_child_begins_in_the_network_of_the_harness_whatever_row_was_first(
     tmp_path: Path,

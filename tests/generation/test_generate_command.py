@@ -58,6 +58,7 @@ def text(prompt: str, tokens: int, seed: int = 0, temperature: float = 0.0) -> s
     return bytes(whole_text(ids, sampling)).decode()
 
 
+@pytest.mark.usefixtures("patient")
 def test_the_text_goes_to_stdout_and_what_it_took_to_stderr(lab: Lab) -> None:
     done = lab.generate("once upon", "--max-tokens", 30)
     assert done.code == 0, done.err
@@ -73,6 +74,7 @@ def test_it_streams(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pieces == [*text("once", 10), "\n"]
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_document_for_scripts(lab: Lab) -> None:
     done = lab.generate(
         *("once", "--json", "--sequences", 3, "--seed", 5, "--temperature", 0.8),

@@ -86,6 +86,7 @@ def batches(
     return made, {("one", "two"): pair, ("three",): single}
 
 
+@pytest.mark.usefixtures("patient")
 def test_the_text_is_the_whole_model_s(fleet: Fleet) -> None:
     made, given = batches(fleet)
     written = texts(fleet, made)

@@ -132,7 +132,7 @@ def publish_plan(connect: Connect, plan: Plan, cluster: str) -> None:
         Callbacks(on_delivery=lambda delivery: delivery.ack()),
     )
     topic = topics.plan_topic(cluster)
-    connection.publish(topic, plan.to_json().encode(), retain=True).result(timeout=5)
+    connection.publish(topic, plan.to_json().encode(), retain=True).result(timeout=20)
     connection.close(forget_session=True)
 
 

@@ -270,11 +270,17 @@ def test_forged_refusals_in_its_own_name_kill_no_batch(
     peer = join(OUTSIDER)
     topic = topics.nack_topic(CLUSTER, CLIENT, OUTSIDER)
     before = site.rejected()
-    for _ in range(5):
+    site.traffic.goes_on(5)
+
+    def refuse() -> bool:
         for seq in range(site.newest() - 3, site.newest() + 3):
             for device in (OUTSIDER, "pi-1"):
                 assert peer.may(topic, nack_of(site, seq, device=device))
-    eventually(lambda: site.rejected() > before, "the client rejects them")
+        return site.rejected() > before
+
+    for _ in range(5):
+        refuse()
+    eventually(refuse, "the client rejects those of batches in flight", 60)
     site.traffic.goes_on()
 
 

@@ -241,7 +241,7 @@ def test_the_same_stages_on_other_devices_take_over_in_the_middle(
 
 def test_opening_without_a_plan_says_so(connect: Connect, cluster: str, unique: str) -> None:
     with (
-        client(connect, cluster, unique, ready_timeout_s=0.3) as pipeline,
+        client(connect, cluster, unique, ready_timeout_s=2.0) as pipeline,
         pytest.raises(PlanError, match="shardline publish"),
     ):
         pipeline.open()
@@ -376,7 +376,7 @@ def test_pipeline_metrics_add_up(
     assert first.latency_ms_p50 is not None
     assert first.latency_ms_p50 <= first.latency_ms_p95 <= first.latency_ms_p99  # type: ignore[operator]
     for stage in first.stages:
-        assert 0 < stage.utilisation <= 1
+        assert 0 <= stage.utilisation <= 1  # one batch of 0.1 ms in a busy second rounds to nothing
         assert stage.compute_ms_p50 is not None
     observer.close()
 

@@ -390,7 +390,7 @@ def test_a_missing_library_is_named_with_what_to_install(
 def test_home_assistant_is_told_and_untold(
     run: Run, reach: list[str], teller: Teller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.home_assistant.announcer.SETTLE_S", 0.2)
+    monkeypatch.setattr("client.home_assistant.announcer.SETTLE_S", 0.8)
     teller.tell(status("pi-0"))
     done = run("metrics", *reach, "--home-assistant", "--seconds", 2.5)
     assert (done.code, done.out) == (0, "announced: pipeline, pi-0\n"), done
