@@ -101,11 +101,13 @@ MODEL_FILES = ("test_cut_points.py", "test_split_equals_whole.py", "test_splitti
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs in one process where several run: the tests of a model, those first; of a file.
 
-    The faults are long and share nothing: each goes where there is room.
+    The faults are long and share nothing: each goes where there is room. A test may say itself with
+    which others it belongs.
     """
     items.sort(key=lambda item: item.path.name not in MODEL_FILES)
     for item in items:
-        if item.path.name != "test_faults.py":
+        says_itself = item.get_closest_marker("xdist_group") is not None
+        if item.path.name != "test_faults.py" and not says_itself:
             item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
