@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,9 +61,8 @@ class Echo:
         self._answers: queue.SimpleQueue[bytes | bytearray] = queue.SimpleQueue()
         self._client = _paho("ping", port)
         self._client.on_message = lambda _c, _d, message: self._answers.put(message.payload)
-        self._client.subscribe("pong", qos=1)
         stack.callback(self._client.loop_stop)
-        time.sleep(0.2)
+        _subscribe(self._client, "pong")
 
     def round_trip_s(self, payload: bytes) -> float:
         """There and back."""
@@ -82,6 +82,15 @@ def _paho(name: str, port: int) -> mqtt.Client:
     return client
 
 
+def _subscribe(client: mqtt.Client, topic: str) -> None:
+    """And wait for the broker's word: a message before it is nobody's."""
+    subscribed = threading.Event()
+    client.on_subscribe = lambda *_arguments: subscribed.set()
+    client.subscribe(topic, qos=1)
+    if not subscribed.wait(10):
+        raise RuntimeError(f"no answer to the subscription to {topic}")
+
+
 def _no_delay(_client: Any, _data: Any, sock: Any) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -94,8 +103,7 @@ def serve_echo(port: int) -> None:
         client.publish("pong", message.payload, qos=1)
 
     client.on_message = answer
-    client.subscribe("ping", qos=1)
-    time.sleep(0.2)
+    _subscribe(client, "ping")
     print("ready", flush=True)
     while os.getppid() != 1:
         time.sleep(0.5)

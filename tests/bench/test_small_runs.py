@@ -175,7 +175,23 @@ def test_planning_a_fleet(command: Command, monkeypatch: pytest.MonkeyPatch) -> 
     assert row["stages"] >= 1
 
 
-LIMITED = ("both stages at once, nothing between", "2 stages, 2 batches of 2")
+def test_the_rows_of_tokens_compare_what_they_name() -> None:
+    names = [name for this, other, _aim in bench.llm.COMPARISONS for name in (this, other)]
+    short = {name: [10.0 + place] * 2 for place, name in enumerate(dict.fromkeys(names))}
+    both = {
+        f"{bench.llm.PIPELINE}, 8": [2.0, 2.0],
+        f"{bench.llm.PIPELINE}, 40": [4.0, 4.0],
+        f"{bench.llm.ONE}, 8": [1.0, 1.0],
+        f"{bench.llm.ONE}, 40": [5.0, 5.0],
+    }
+    rows = bench.llm.rows_of(bench.llm.Found(short, both, [1.0, 3.0], {}), [8, 40])
+    *compared, pipeline, one, hop = rows
+    for row in compared:
+        this, other = short[row["what"]][0], short[row["against"]][0]
+        assert row["ms"] == [this, other]
+        assert row["speed"]["median"] == pytest.approx(other / this, abs=0.001), "faster is more"
+    assert [row["speed"]["median"] for row in (pipeline, one)] == [0.5, 0.2]
+    assert hop["hop_ms"]["median"] == 2.0
 
 
 def test_tokens_of_a_pipeline_of_one_process_and_of_transformers(
@@ -205,11 +221,7 @@ def test_tokens_of_a_pipeline_of_one_process_and_of_transformers(
         ("one process, behind 40 tokens", "behind 8"),
     ]
     assert all(row["speed"]["min"] > 0 and min(row["ms"]) > 0 for row in compared)
-    assert hop["hop_ms"]["min"] > 0
-    whole_token, computing = (row["ms"][0] for row in compared[:2])
-    assert computing < whole_token, "a token takes its hops besides"
-    limit, pairs = (next(r["ms"][0] for r in compared if r["what"] == what) for what in LIMITED)
-    assert limit < pairs, "what passes a broker takes longer"
+    assert set(hop["hop_ms"]) >= {"median", "min", "max"}
     assert document.notes == [], "all sides of one kind of weights write the same"
     for name in (bench.llm.FOUR, bench.llm.TOGETHER, bench.llm.PAIRS, bench.llm.SINGLES):
         turns = looked_at[f"{name}, 8"]

@@ -309,7 +309,12 @@ def test_a_batch_that_does_not_fit_is_refused_before_it_is_sent(
         assert pipeline.counts().submitted == 0
         Run(pipeline, make_batches(5)).go().keeps_the_promise()
     own = topics.input_topic(cluster, devices[0], plan.plan_id, 0, f"client-{unique}")
-    assert [heard.topic for heard in inputs.heard if plan.plan_id in heard.topic] == [own] * 5
+
+    def batches() -> list[str]:
+        return [heard.topic for heard in inputs.heard if plan.plan_id in heard.topic]
+
+    eventually(lambda: len(batches()) >= 5, "the observer has heard all")
+    assert batches() == [own] * 5
     inputs.close()
 
 
@@ -372,7 +377,7 @@ def test_pipeline_metrics_add_up(
     assert heard[-1].ledger.delivered == count
     first = next(metrics for metrics in heard if metrics.ledger.delivered)
     assert first.batches_per_s > 0, "those that came back count at once"
-    assert first.images_per_s == pytest.approx(2 * first.batches_per_s, rel=0.01)
+    assert first.images_per_s == pytest.approx(2 * first.batches_per_s, rel=0.01, abs=0.02)
     assert first.latency_ms_p50 is not None
     assert first.latency_ms_p50 <= first.latency_ms_p95 <= first.latency_ms_p99  # type: ignore[operator]
     for stage in first.stages:

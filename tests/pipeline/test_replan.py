@@ -121,6 +121,7 @@ def test_a_device_that_restarts_within_the_grace_changes_nothing(ground: Ground)
             ground.devices[ground.names[1]].start()
 
     ground.runs(80, restart)
+    ground.wait_for(NoticeKind.DEVICE_BACK, 3)
     assert len(ground.told(NoticeKind.DEVICE_BACK)) == 3
     assert len(ground.told(NoticeKind.PUBLISHED)) == 1
     assert ground.told(NoticeKind.PLANNING) == []
@@ -134,9 +135,9 @@ def test_a_device_that_comes_and_goes_is_taken_back_ever_more_slowly(ground: Gro
     flapping = ground.devices[ground.names[1]]
     flapping.stop()
     ground.wait_for(NoticeKind.READY, 2)
-    for _ in range(3):  # back for less than it has to stay
+    for count in range(3):  # back for less than it has to stay
         flapping.start()
-        time.sleep(GRACE_S / 2)
+        ground.wait_for(NoticeKind.DEVICE_BACK, count + 1)
         flapping.stop()
         time.sleep(1.5 * GRACE_S)
     assert len(ground.told(NoticeKind.PUBLISHED)) == 2

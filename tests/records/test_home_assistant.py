@@ -198,7 +198,7 @@ Join = Callable[[], HomeAssistant]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.home_assistant.announcer.SETTLE_S", 0.2)
+    monkeypatch.setattr("client.home_assistant.announcer.SETTLE_S", 0.8)
 
 
 @pytest.fixture

@@ -132,8 +132,12 @@ def test_what_was_published_is_recorded_and_served(
     recording = record("--csv", folder, "--profile", profile, "--prometheus", "0")
     tell_all(teller, plan)
     [address] = re.findall(r"http://127\.0\.0\.1:\d+/metrics", "".join(recording.said))
-    with urllib.request.urlopen(address, timeout=10) as answer:
-        assert 'shardline_device_images_total{cluster="' in answer.read().decode()
+
+    def scraped() -> str:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            return str(answer.read().decode())
+
+    eventually(lambda: 'shardline_device_images_total{cluster="' in scraped(), "a device is told")
     eventually(lambda: len(rows_of(folder / "batches.csv")) == 5, "rows are flushed")
     code, told = recording.end(signal.SIGTERM)
     assert code == 0
@@ -169,6 +173,7 @@ def test_a_killed_recording_leaves_whole_rows_and_is_gone_on_with(
     recording = record("--csv", folder)
     tell_all(teller, plan)
     eventually(lambda: len(rows_of(folder / "batches.csv")) == 5, "rows are flushed")
+    eventually(lambda: len(rows_of(folder / "pipeline.csv")) == 3, "and those after them")
     code, _ = recording.end(signal.SIGKILL)
     assert code == -signal.SIGKILL
     before = {name: rows_of(folder / name) for name in FILES}
@@ -242,7 +247,9 @@ def test_a_running_pipeline_is_recorded(
         def is_told() -> bool:
             recorder.work(0.01)
             view = observer.view()
-            return all(d.metrics and d.metrics.images_total == done for d in view.devices)
+            rows = sum(f"told-{unique}" == r["client"] for r in rows_of(folder / "batches.csv"))
+            devices_did = (d.metrics and d.metrics.images_total == done for d in view.devices)
+            return rows == len(results) and all(devices_did)
 
         eventually(is_told, "devices have told of all batches")
         recorded = recorder.finish()
@@ -281,10 +288,11 @@ def reach(shared_broker: EmbeddedBroker, cluster: str) -> list[str]:
 def test_one_line_a_second_says_what_the_pipeline_does(
     run: Run, reach: list[str], told_all_the_time: None
 ) -> None:
+    began_s = time.monotonic()
     done = run("metrics", *reach, "--seconds", 2.6)
     assert done.code == 0, done
     lines = done.out.splitlines()
-    assert 1 <= len(lines) <= 2
+    assert 1 <= len(lines) <= time.monotonic() - began_s
     assert re.fullmatch(
         r"\d\d:\d\d:\d\d  client-a 100 images/s  p50 30\.0 ms  p95 50\.0 ms  5 in flight  0 lost"
         r"  \|  pi-0 stage 0 40 %  pi-1 stage 1 40 %",

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -135,19 +136,26 @@ def test_a_process_that_is_killed_leaves_its_batch_behind(tmp_path: Path) -> Non
 def test_the_cost_of_a_batch_is_two_small_writes(tmp_path: Path) -> None:
     """Beside an engine's milliseconds. Measured against itself, not against a clock of ours."""
     marker, path = CrashMarker(tmp_path / "computing"), tmp_path / "other"
-    count = 5000
-    started = time.perf_counter()
-    for _ in range(count):
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+
+    def mark() -> None:
         marker.begin(KILLER)
         marker.end(KILLER)
-    marked_s = time.perf_counter() - started
-    file = os.open(path, os.O_RDWR | os.O_CREAT)
-    started = time.perf_counter()
-    for _ in range(2 * count):
+
+    def write() -> None:
         os.pwrite(file, b"x" * 32, 0)
-    written_s = time.perf_counter() - started
+        os.pwrite(file, b"x" * 32, 0)
+
+    def take_s(work: Callable[[], None]) -> float:
+        started = time.perf_counter()
+        for _ in range(1000):
+            work()
+        return time.perf_counter() - started
+
+    rounds = [(take_s(mark), take_s(write)) for _ in range(5)]  # others may disturb some of them
     os.close(file)
-    assert marked_s < 10 * written_s + 0.1
+    marked_s, written_s = map(min, zip(*rounds, strict=True))
+    assert marked_s < 10 * written_s + 0.02
 
 
 # In the runner

@@ -119,7 +119,7 @@ def test_from_when_a_device_is_in_view_nothing_that_it_says_is_missed(
             device.publish_metrics()
 
     with Observer(connect_slowly, cluster, name, on_heard=answer) as observer:
-        eventually(lambda: observer.view().devices[0].metrics, "the metrics", 5)
+        eventually(lambda: (d := observer.view().device("pi-0")) and d.metrics, "the metrics")
     device.close()
 
 
