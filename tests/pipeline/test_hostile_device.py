@@ -206,7 +206,7 @@ def test_an_input_by_a_route_through_itself_is_refused_and_the_refusal_counts_no
             peer.connection.publish(topic, encode(forged, hidden(1)))
         site.traffic.goes_on(5)
     site.told("pi-1", f"{OUTSIDER} does not serve stage 0")
-    eventually(lambda: site.rejected() > before, "the client rejects the refusal")
+    eventually(lambda: site.rejected() > before, "the client rejects the refusal", 60)
     site.traffic.goes_on()
 
 
@@ -224,7 +224,7 @@ def test_a_replica_cannot_answer_for_batches_that_went_to_another(
             forged = site.header(2, route=route, batch_id=BatchId(epoch, seq))
             peer.connection.publish(topic, encode(forged, hidden(2)))
         site.traffic.goes_on(10)
-    eventually(lambda: site.rejected() > before, "the client rejects what came of it")
+    eventually(lambda: site.rejected() > before, "the client rejects what came of it", 60)
     site.told(CLIENT, "this message claims")
     site.traffic.goes_on()
 
@@ -246,7 +246,7 @@ def test_a_replica_cannot_have_batches_of_another_refused_or_taken_for_stale(
         far = site.header(2, route=route, batch_id=BatchId(epoch, 2**62), low=2**62)
         peer.connection.publish(topic, encode(far, hidden(2)))
         site.traffic.goes_on(10)
-    eventually(lambda: site.rejected() > before, "the client rejects the refusals")
+    eventually(lambda: site.rejected() > before, "the client rejects the refusals", 60)
     site.traffic.goes_on()
 
 
