@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from contract.errors import ModelError
+from contract.errors import EnvironmentMissingError, ModelError
 from contract.tensor_spec import BATCH
 from planner.scratch import ScratchFolder
 
@@ -86,6 +86,7 @@ def export_module(
     path = folder.path / "exported.onnx"
     plain = tuple(output_names) == ("output",) and isinstance(module(example[:1]), Tensor)
     exported = module if plain else SelectedOutputs(module, output_names)
+    weights = (*module.parameters(), *module.buffers())
     try:
         with quiet():
             program = torch.onnx.export(
@@ -100,6 +101,10 @@ def export_module(
             )
             if program is None:
                 raise RuntimeError("the exporter returned nothing")
+            with folder.writing(sum(tensor.nbytes for tensor in weights)):
+                program.save(str(path), external_data=True)
+    except EnvironmentMissingError:
+        raise
     except Exception as error:  # the exporter raises its own and torch's errors, any of them
         reason = str(error.__cause__ or error).strip().splitlines()
         raise ModelError(
@@ -107,9 +112,6 @@ def export_module(
             f"{(reason or [type(error).__name__])[0][:300]}; the forward pass must not depend on "
             "values of the data or on one batch size"
         ) from error
-    weights = (*module.parameters(), *module.buffers())
-    with quiet(), folder.writing(sum(tensor.nbytes for tensor in weights)):
-        program.save(str(path), external_data=True)
     return path, read_scopes(path)
 
 
