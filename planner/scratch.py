@@ -15,9 +15,7 @@ import numpy.typing as npt
 
 from contract.errors import EnvironmentMissingError
 from planner.room import room_for_scratch
-from shards.weights_file import read_layout
-from shards.weights_writer import ArraySpec, write_weights
-from shards.writer import ByteRange
+from shards.writer import ByteRange, write_arrays
 
 
 class ScratchFolder:
@@ -60,8 +58,6 @@ class ScratchFolder:
         Raises:
             EnvironmentMissingError: there is no room for them.
         """
-        specs = {name: ArraySpec(array.dtype.name, array.shape) for name, array in arrays.items()}
-        with self.writing(sum(spec.size_bytes for spec in specs.values())):
+        with self.writing(sum(array.nbytes for array in arrays.values())):
             file.parent.mkdir(exist_ok=True)
-            write_weights(file, specs, arrays.__getitem__)
-        return {name: ByteRange(its.offset, its.length) for name, its in read_layout(file).items()}
+            return write_arrays(file, arrays)

@@ -63,16 +63,17 @@ def write_shard_files(
     """
     folder.mkdir(parents=True)
     weights_path, graph_path = folder / WEIGHTS_FILE, folder / GRAPH_FILE
-    specs = {name: ArraySpec(array.dtype.name, array.shape) for name, array in weights.items()}
-    write_weights(weights_path, specs, weights.__getitem__)
-    ranges = {
-        name: ByteRange(entry.offset, entry.length)
-        for name, entry in read_layout(weights_path).items()
-    }
-    graph_path.write_bytes(make_graph(ranges))
+    graph_path.write_bytes(make_graph(write_arrays(weights_path, weights)))
     for path in (weights_path, graph_path):
         path.chmod(0o644)
     return ShardFiles(describe_file(graph_path), describe_file(weights_path))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, ByteRange]:
+    """Write a safetensors file; where each array lies in it."""
+    specs = {name: ArraySpec(array.dtype.name, array.shape) for name, array in arrays.items()}
+    write_weights(path, specs, arrays.__getitem__)
+    return {name: ByteRange(its.offset, its.length) for name, its in read_layout(path).items()}
 
 
 def write_manifest(folder: Path, manifest: ShardManifest) -> None:

@@ -58,8 +58,7 @@ def test_every_device_and_every_edge_of_a_running_plan_is_measured(
     assert plan.placement == running.placement
     assert found.window == 8  # two for each device
     assert found.images_per_s > 0
-    assert found.latency_ms > 0
-    assert found.loaded_latency_ms > 0
+    assert 0 < found.latency_ms <= found.loaded_latency_ms * 2
     by_name = {device.device: device for device in found.devices}
     assert set(by_name) == {r.device for spot in running.placement for r in spot.replicas}
     middle = [device for device in found.devices if device.stage_index == 1]

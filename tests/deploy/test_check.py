@@ -269,8 +269,8 @@ def test_a_device_that_is_away_is_waited_for_no_longer_than_asked(
     memory: MemoryBroker, agent: StageAgent
 ) -> None:
     started = time.monotonic()
-    heard = ask(memory, "pi-0", "pi-9", timeout_s=3.0)
-    assert time.monotonic() - started < 15
+    heard = ask(memory, "pi-0", "pi-9", timeout_s=2.0)
+    assert time.monotonic() - started < 5
     assert heard["pi-9"] == Heard(None, None)
     assert heard["pi-0"].answer is not None
     assert heard["pi-0"].status is not None

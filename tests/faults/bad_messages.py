@@ -95,7 +95,7 @@ def too_large(site: Site, trial: Trial) -> Figures:
         except MessageTooLargeError:
             feed.struck()
         try:
-            rogue.publish(topic, b"small").result(timeout=10)
+            rogue.publish(topic, b"small").result(timeout=2)
         except TimeoutError:
             problems.append("a small message behind it never left")
         if rogue.reconnects:

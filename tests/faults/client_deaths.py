@@ -41,7 +41,7 @@ def client_killed(site: Site, trial: Trial) -> Figures:
         if start == KILLS:
             figures.require(_ends_well(child), f"it ended with {child.words()[-200:]!r}")
             break
-        _wait_for_work(site, child, computed + trial.random.randint(5, BATCHES))
+        _wait_for_work(site, child, computed + trial.random.randint(5, 2 * BATCHES))
         if child.is_running:
             figures.injected += 1
         child.kill()

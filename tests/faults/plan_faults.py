@@ -14,7 +14,7 @@ from tests.faults.row import Figures, Row, Trial
 from tests.stage.harness import Listener
 
 LATE_S = 0.5
-REFUSAL_LIMIT_S = 40.0
+REFUSAL_LIMIT_S = 15.0
 
 
 def other_plan(site: Site) -> None:

@@ -116,5 +116,5 @@ def test_a_far_device_does_what_the_simulation_and_the_cost_model_say(
     stages = tuple(StageChoice(k, k + 1, (device.name,)) for k, device in enumerate(devices))
     simulated = simulate(problem, stages, WINDOW).batches_per_s
     assert simulated == pytest.approx(3 / (4 * LATENCY_S), rel=0.03)
-    assert 0.3 * simulated < real < 1.3 * simulated  # other processes may slow it down
+    assert 0.6 * simulated < real < 1.15 * simulated  # other processes may slow it down
     assert batches_per_s(problem, stages) == pytest.approx(simulated, rel=0.03)

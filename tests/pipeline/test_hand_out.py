@@ -16,14 +16,17 @@ from tests.conftest import StartStage, eventually
 from tests.pipeline.hand_out_fleet import BALLAST, DEVICES, Fleet, sizes
 
 
-def test_devices_with_empty_disks_get_their_shards_and_serve_them(fleet: Fleet) -> None:
+def test_devices_with_empty_disks_get_their_shards_and_serve_them(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a busy machine a device may wait for longer than two seconds, and would ask again.
+    monkeypatch.setattr("shards.download.FIRST_PATIENCE_S", 30.0)
     for device in DEVICES:
         fleet.start(device)
     fleet.publish()
     fleet.runs()
     total = sum(sizes(fleet.plan, index) for index in range(3))
-    sent = {(c.sha256, c.offset): len(c.data) for _topic, c in fleet.wire.chunks}
-    assert sum(sent.values()) == total  # a device that waits too long may ask for one again
+    assert total <= fleet.wire.blob_bytes <= 1.01 * total
     # each device was sent its own stage and nothing else
     for topic, chunk in fleet.wire.chunks:
         device = topics.parse_topic(topic).to

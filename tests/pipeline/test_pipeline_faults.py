@@ -180,7 +180,7 @@ def test_one_refusal_is_followed_by_another_attempt_at_once(site: Site) -> None:
     run.keeps_the_promise()
     assert fake.attempts(3) == [0, 1]
     [late] = [result for result in run.results if result.attempt]
-    assert late.latency_ms < 10_000  # not the first deadline, 30 s
+    assert late.latency_ms < 1500  # not the deadline of 2 s and more
 
 
 def test_results_that_come_three_times_count_once(site: Site) -> None:

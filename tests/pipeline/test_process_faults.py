@@ -340,6 +340,9 @@ def test_a_pipeline_runs_twice(
         assert (counts.submitted, counts.delivered, counts.lost) == (20, 20, 0)
 
 
+ENOUGH = 20
+
+
 def test_pipeline_metrics_add_up(
     tmp_path: Path,
     connect: Connect,
@@ -363,7 +366,7 @@ def test_pipeline_metrics_add_up(
         endless = (make_batches(1)[0] for _ in itertools.count())
 
         def is_wanted(_batch: Batch) -> bool:
-            came_back = any(metrics.ledger.delivered for metrics in told)
+            came_back = any(metrics.ledger.delivered >= ENOUGH for metrics in told)
             return not came_back and time.monotonic() < deadline
 
         count = sum(1 for _ in pipeline.run(itertools.takewhile(is_wanted, endless)))
@@ -377,11 +380,13 @@ def test_pipeline_metrics_add_up(
     assert heard[-1].ledger.delivered == count
     first = next(metrics for metrics in heard if metrics.ledger.delivered)
     assert first.batches_per_s > 0, "those that came back count at once"
-    assert first.images_per_s == pytest.approx(2 * first.batches_per_s, rel=0.01, abs=0.02)
-    assert first.latency_ms_p50 is not None
-    assert first.latency_ms_p50 <= first.latency_ms_p95 <= first.latency_ms_p99  # type: ignore[operator]
-    for stage in first.stages:
-        assert 0 <= stage.utilisation <= 1  # one batch of 0.1 ms in a busy second rounds to nothing
+    # Of one batch in a busy second, figures round to nothing.
+    busy = next(metrics for metrics in heard if metrics.ledger.delivered >= ENOUGH)
+    assert busy.images_per_s == pytest.approx(2 * busy.batches_per_s, rel=0.01)
+    assert busy.latency_ms_p50 is not None
+    assert busy.latency_ms_p50 <= busy.latency_ms_p95 <= busy.latency_ms_p99  # type: ignore[operator]
+    for stage in busy.stages:
+        assert 0 < stage.utilisation <= 1
         assert stage.compute_ms_p50 is not None
     observer.close()
 

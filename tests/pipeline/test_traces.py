@@ -138,7 +138,7 @@ def test_a_retried_batch_is_traced_from_the_attempt_that_was_answered(
             fake.close()
     assert isinstance(result, BatchResult)
     assert result.attempt == 1
-    assert result.sent_us - result.queued_us > 50_000  # a refusal is followed by 0.1 s of patience
+    assert result.sent_us - result.queued_us > 90_000  # a refusal is followed by 0.1 s of patience
     assert result.received_us - result.queued_us == pytest.approx(result.latency_ms * 1000, abs=2)
 
 

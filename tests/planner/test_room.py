@@ -151,7 +151,7 @@ def test_what_onnxruntime_cannot_write_is_not_the_model_s_fault(tmp_path: Path) 
 def test_an_image_model_s_weights_that_the_disk_has_no_room_for(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("planner.scratch.write_weights", full)
+    monkeypatch.setattr("shards.writer.write_weights", full)
     options = ("--input", "32x32", "--stages", 2, "--out", tmp_path / "out")
     done = run("plan", "tests.planner.small_models:Plain", *options)
     assert done.code == 10, done
@@ -164,7 +164,7 @@ def test_shards_that_the_disk_has_no_room_to_put_together(
     small: Callable[[str], Cached], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = small("Plain").plan(tmp_path, num_stages=2)
-    monkeypatch.setattr("planner.scratch.write_weights", full)
+    monkeypatch.setattr("shards.writer.write_weights", full)
     with pytest.raises(EnvironmentMissingError, match=r"cannot write temporary files \(No space"):
         rejoin(tmp_path / "m", plan)
 
