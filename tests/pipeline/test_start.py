@@ -9,14 +9,14 @@ from pathlib import Path
 from broker.embedded import EmbeddedBroker
 from broker.transport import Connect
 from contract import topics
-from contract.activation import BatchId, Header, decode, encode
+from contract.activation import decode, encode
 from contract.nack import parse_nack
 from contract.plan import Plan
 from contract.status import DeviceState, ShardState, parse_status
 from stage.agent import StageAgent, StageSettings
 from tests.conftest import eventually
 from tests.pipeline.fakes import publish_plan
-from tests.stage.harness import CLIENT, EPOCH, Listener, hidden
+from tests.stage.harness import CLIENT, Listener, header_of, hidden
 from tests.tiny import make_tiny_plan
 
 
@@ -24,17 +24,7 @@ def send_batches(observer: Listener, cluster: str, plan: Plan, count: int) -> No
     route = tuple(place.replicas[0].device for place in plan.placement)
     topic = topics.input_topic(cluster, route[1], plan.plan_id, 1, route[0])
     for seq in range(count):
-        header = Header(
-            plan_id=plan.plan_id,
-            batch_id=BatchId(EPOCH, seq),
-            attempt=0,
-            low=0,
-            stage_index=1,
-            route=route,
-            client=CLIENT,
-            sent_us=1,
-        )
-        payload = encode(header, {"hidden_0": hidden(2, seq)})
+        payload = encode(header_of(plan, seq, route), {"hidden_0": hidden(2, seq)})
         observer.connection.publish(topic, payload).result(timeout=5)
 
 

@@ -118,17 +118,8 @@ class Bench:
 
     def header(self, seq: int = 0, **changes: Any) -> Header:
         index = changes.pop("index", 1)
-        header = Header(
-            plan_id=self.plan.plan_id,
-            batch_id=BatchId(EPOCH, seq),
-            attempt=0,
-            low=0,
-            stage_index=index,
-            route=tuple(place.replicas[0].device for place in self.plan.placement),
-            client=CLIENT,
-            sent_us=1,
-        )
-        return replace(header, **changes)
+        route = tuple(place.replicas[0].device for place in self.plan.placement)
+        return replace(header_of(self.plan, seq, route, index), **changes)
 
     def topic(self, sender: str = "pi-0", stage: int = 1, plan_id: str | None = None) -> str:
         return topics.input_topic(CLUSTER, self.device, plan_id or self.plan.plan_id, stage, sender)
@@ -164,6 +155,20 @@ class Bench:
         expected = np.maximum(hidden(2, seq) @ tiny_weights()[1], 0)
         np.testing.assert_allclose(sent.tensors["hidden_1"], expected, rtol=1e-6)
         assert self.acked[-1] == f"good {seq}"
+
+
+def header_of(plan: Plan, seq: int, route: tuple[str, ...], stage_index: int = 1) -> Header:
+    """Of the first attempt at a batch of the test's own client."""
+    return Header(
+        plan_id=plan.plan_id,
+        batch_id=BatchId(EPOCH, seq),
+        attempt=0,
+        low=0,
+        stage_index=stage_index,
+        route=route,
+        client=CLIENT,
+        sent_us=1,
+    )
 
 
 def loaded_stage(plan: Plan, index: int, engine: Engine) -> LoadedStage:

@@ -8,7 +8,7 @@ import numpy as np
 from broker.memory import MemoryBroker, MemoryConnection
 from broker.transport import Callbacks, Connection, ConnectionSettings
 from contract import topics
-from contract.activation import BatchId, Header, decode, encode
+from contract.activation import decode, encode
 from contract.nack import Nack, parse_nack
 from contract.plan import Plan
 from contract.status import (
@@ -21,7 +21,7 @@ from contract.status import (
 )
 from stage.agent import StageAgent
 from tests.conftest import StartStage, eventually
-from tests.stage.harness import CLIENT, EPOCH, Listener, hidden
+from tests.stage.harness import CLIENT, Listener, header_of, hidden
 from tests.tiny import make_tiny_plan, tiny_weights
 
 
@@ -98,16 +98,7 @@ class Yard:
         self, seq: int = 0, plan: Plan | None = None, images: int = 2, **more: Any
     ) -> None:
         plan = plan or self.plan
-        header = Header(
-            plan_id=plan.plan_id,
-            batch_id=BatchId(EPOCH, seq),
-            attempt=0,
-            low=0,
-            stage_index=1,
-            route=("pi-0", "pi-1", "pi-2"),
-            client=CLIENT,
-            sent_us=1,
-        )
+        header = header_of(plan, seq, ("pi-0", "pi-1", "pi-2"))
         topic = topics.input_topic(self.cluster, "pi-1", plan.plan_id, 1, "pi-0")
         self.send(topic, encode(header, {"hidden_0": hidden(images, seq)}), **more)
 
